@@ -1,0 +1,119 @@
+"""Stable Diffusion 1.x behind the small interface that methods see.
+
+Nothing here assumes the number of latent channels, the width or length of the text, or a square
+picture: all of it is read from the pipeline's own parts, so the miniature and the public model
+run the same code.
+"""
+
+import torch
+from diffusers import StableDiffusionPipeline
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import MethodError, SceneError
+from ..prompt import Span
+from .sites import reading_factor, reading_sites
+from .text import end_of_text_position, token_positions
+
+SD15_CROSS_ATTENTION = 768
+
+
+class StableDiffusion1:
+    """A `StableDiffusionPipeline`, read but never changed.
+
+    Attributes:
+        pipe: the pipeline.
+        sites: the cross-attention layers that methods read.
+        factor: latent cells a side of one position of the maps at that level.
+    """
+
+    def __init__(self, pipe: StableDiffusionPipeline):
+        if not isinstance(pipe, StableDiffusionPipeline):
+            raise MethodError(
+                f"{type(pipe).__name__} is not supported; give a StableDiffusionPipeline (SD 1.x)"
+            )
+        self.pipe = pipe
+        self.unet, self.text_encoder = pipe.unet, pipe.text_encoder
+        self.tokenizer, self.vae = pipe.tokenizer, pipe.vae
+        self.sites = reading_sites(self.unet)
+        self.factor = reading_factor(self.unet)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser runs."""
+        return self.pipe._execution_device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The denoiser's floating-point type."""
+        return self.unet.dtype
+
+    @property
+    def published_scale(self) -> bool:
+        """Whether step sizes published for Stable Diffusion 1.x apply as they stand."""
+        config = self.unet.config
+        return config["cross_attention_dim"] == SD15_CROSS_ATTENTION and config["in_channels"] == 4
+
+    def size(self, width: int | None, height: int | None) -> tuple[int, int]:
+        """Width and height in pixels, the native ones where not given.
+
+        Raises:
+            SceneError: the autoencoder does not divide them.
+        """
+        native = self.unet.config["sample_size"] * self.pipe.vae_scale_factor
+        chosen = width or native, height or native
+        for pixels in chosen:
+            if pixels % self.pipe.vae_scale_factor or pixels < 4 * self.pipe.vae_scale_factor:
+                raise SceneError(
+                    f"a size of {chosen[0]}x{chosen[1]} does not fit this model; use multiples of "
+                    f"{self.pipe.vae_scale_factor} from {4 * self.pipe.vae_scale_factor} up, "
+                    f"for example {native}x{native}"
+                )
+        return chosen
+
+    def latents(self, width: int, height: int, generator: torch.Generator | None) -> Tensor:
+        """Initial noise (1, C, h, w), scaled for the pipeline's scheduler, as diffusers draws it."""
+        return self.pipe.prepare_latents(
+            1, self.unet.config["in_channels"], height, width, self.dtype, self.device, generator
+        )
+
+    def map_size(self, latents: Float[Tensor, "B C h w"]) -> tuple[int, int]:
+        """Height and width of the attention maps for these latents."""
+        h, w = latents.shape[-2:]
+        return -(-h // self.factor), -(-w // self.factor)
+
+    def token_positions(self, text: str, span: Span) -> list[int]:
+        """Positions of the tokens of some characters of a text; start of text is 0."""
+        return token_positions(self.tokenizer, text, span)
+
+    def encode(self, texts: list[str]) -> Float[Tensor, "B T D"]:
+        """Last hidden states of the texts; adapters act through hooks on the text encoder.
+
+        Raises:
+            SceneError: a text has more tokens than the model takes.
+        """
+        for text in texts:
+            end_of_text_position(self.tokenizer, text)
+        ids = self.tokenizer(
+            texts, padding="max_length", max_length=self.tokenizer.model_max_length,
+            truncation=True, return_tensors="pt",
+        ).input_ids.to(self.device)  # fmt: skip
+        return self.text_encoder(ids)[0].to(self.dtype)
+
+    def denoise(
+        self, latents: Float[Tensor, "B C h w"], t: Tensor, text: Float[Tensor, "B T D"]
+    ) -> Float[Tensor, "B C h w"]:
+        """One call of the denoiser."""
+        return self.unet(latents, t, encoder_hidden_states=text, return_dict=False)[0]
+
+    @torch.no_grad()
+    def decode(self, latents: Float[Tensor, "B C h w"], output_type: str = "pil"):
+        """Pictures from latents: a list of PIL pictures, an array, or a tensor ("pil", "np", "pt").
+
+        "latent" gives the latents back.
+        """
+        if output_type == "latent":
+            return latents
+        scaled = latents / self.vae.config["scaling_factor"]
+        decoded = self.vae.decode(scaled.to(self.vae.dtype), return_dict=False)[0]
+        return self.pipe.image_processor.postprocess(decoded.float(), output_type=output_type)

@@ -1,0 +1,132 @@
+"""A scene made ready on a backbone: its passes, their texts, adapters and tokens.
+
+A pass is one evaluation of the denoiser with one conditioning and a list of (adapter, weight).
+Pass 0 is the base model with the styles, pass k has concept k too.
+
+`P` passes, `N` concepts, `T` tokens, `D` text width.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..backbone.sd1 import StableDiffusion1
+from ..lora.adapter import Adapter
+from ..prompt import PassPrompt, full_prompt, pass_prompts
+from ..scene import Concept, Scene
+from .hooks import AdapterHooks, Weighted, adapter_hooks
+
+
+@dataclass(frozen=True)
+class Words:
+    """Token positions of one pass: every concept's noun, and the triggers that are in its text."""
+
+    nouns: Mapping[str, list[int]]
+    triggers: Mapping[str, list[int]]
+
+    def of(self, concept: str) -> list[int]:
+        """Trigger (if this pass has it) and noun of a concept."""
+        return [*self.triggers.get(concept, []), *self.nouns[concept]]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One conditioning with its adapters.
+
+    Attributes:
+        text: what the text encoder got.
+        adapters: what acts on the denoiser, summed.
+        words: where the concepts' words are.
+        states: (2, T, D), unconditional and conditional text states.
+    """
+
+    text: str
+    adapters: tuple[Weighted, ...]
+    words: Words
+    states: Float[Tensor, "2 T D"]
+
+
+class Composition:
+    """What a method works with.
+
+    Attributes:
+        scene: what was asked for.
+        backbone: the base model.
+        concepts: in the order of the prompt.
+        adapters: every LoRA of the scene by name.
+    """
+
+    def __init__(
+        self, scene: Scene, backbone: StableDiffusion1, adapters: Mapping[str, Adapter],
+        unet_hooks: AdapterHooks, text_hooks: AdapterHooks,
+    ):  # fmt: skip
+        self.scene, self.backbone, self.adapters = scene, backbone, dict(adapters)
+        self.concepts: tuple[Concept, ...] = scene.concepts
+        self.unet_hooks, self._text_hooks = unet_hooks, text_hooks
+        self.width, self.height = backbone.size(scene.width, scene.height)
+        self._styles = tuple((self.adapters[s.name], s.weight) for s in scene.styles)
+
+    def passes(self) -> list[Pass]:
+        """Pass 0 without concepts, then one pass for each concept: P = N + 1."""
+        prompts = pass_prompts(self.scene.parsed)
+        own = [()] + [((self.adapters[c.name], c.weight),) for c in self.concepts]
+        return self._encoded(prompts, own)
+
+    def merged_pass(self) -> Pass:
+        """One pass with all triggers and all LoRAs."""
+        every = tuple((self.adapters[c.name], c.weight) for c in self.concepts)
+        return self._encoded([full_prompt(self.scene.parsed)], [every])[0]
+
+    @torch.no_grad()
+    def _encoded(
+        self, prompts: Sequence[PassPrompt], own: Sequence[tuple[Weighted, ...]]
+    ) -> list[Pass]:
+        passes = []
+        for prompt, adapters in zip(prompts, own):
+            together = adapters + self._styles
+            # As in diffusers, a LoRA of the text encoder acts on the negative prompt too.
+            with self._text_hooks.rows([together] * 2):
+                states = self.backbone.encode([self.scene.negative_text, prompt.text])
+            words = Words(
+                {n: self.backbone.token_positions(prompt.text, s) for n, s in prompt.nouns.items()},
+                {n: self.backbone.token_positions(prompt.text, s)
+                 for n, s in prompt.triggers.items()},
+            )  # fmt: skip
+            passes.append(Pass(prompt.text, together, words, states))
+        return passes
+
+
+@contextmanager
+def composition(
+    scene: Scene, backbone: StableDiffusion1, adapters: Mapping[str, Adapter]
+) -> Iterator[Composition]:
+    """Prepare a scene; the model gets hooks inside this context and none after it."""
+    every = list(adapters.values())
+    with (
+        adapter_hooks(backbone.unet, "unet", every) as unet_hooks,
+        adapter_hooks(backbone.text_encoder, "text_encoder", every) as text_hooks,
+        frozen(backbone.unet, backbone.text_encoder),
+    ):
+        yield Composition(scene, backbone, adapters, unet_hooks, text_hooks)
+
+
+@contextmanager
+def frozen(*models: torch.nn.Module) -> Iterator[None]:
+    """No weight asks for a gradient, and layers are in eval mode; both come back on exit."""
+    wanting = [p for model in models for p in model.parameters() if p.requires_grad]
+    training = [m for model in models for m in model.modules() if m.training]
+    try:
+        for parameter in wanting:
+            parameter.requires_grad_(False)
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for parameter in wanting:
+            parameter.requires_grad_(True)
+        for module in training:
+            module.training = True

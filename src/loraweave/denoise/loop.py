@@ -1,0 +1,106 @@
+"""The loop that every method runs in.
+
+A method gives stages; most have one. In each step a stage may first change the latent (`refine`),
+then predicts the noise (`predict`), and the scheduler takes the step.
+"""
+
+import copy
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..progress import progress_bar
+
+OnStep = Callable[[int, Tensor, Tensor], Tensor]
+"""(step, timestep, latents) -> latents, called after each step."""
+
+
+@dataclass
+class Trace:
+    """What a method noted down while it drew one picture, for figures and reports.
+
+    Attributes:
+        maps: per step (N, h, w), each concept's attention, or nothing.
+        masks: per step (N, h, w), each concept's mask, or nothing.
+        losses: (step, loss) for every update of the latent.
+    """
+
+    maps: list[Tensor] = field(default_factory=list)
+    masks: list[Tensor] = field(default_factory=list)
+    losses: list[tuple[int, float]] = field(default_factory=list)
+
+
+class Stage(Protocol):
+    """One run over the timesteps."""
+
+    trace: Trace
+
+    def refine(self, latents: Tensor, i: int, t: Tensor) -> Float[Tensor, "1 C h w"]:
+        """Change the latent before step i, or return it as it is."""
+        ...
+
+    def predict(self, latents: Tensor, i: int, t: Tensor) -> Float[Tensor, "1 C h w"]:
+        """The guided noise prediction of step i."""
+        ...
+
+
+class StepScheduler:
+    """A scheduler of its own for one run: the pipeline's is never touched."""
+
+    def __init__(self, scheduler, steps: int, device: torch.device, generator):
+        self.inner: Any = copy.deepcopy(scheduler)
+        self.inner.set_timesteps(steps, device=device)
+        accepted = inspect.signature(self.inner.step).parameters
+        self._extra = {"generator": generator} if "generator" in accepted else {}
+
+    @property
+    def timesteps(self) -> Tensor:
+        """Timesteps in the order of the run."""
+        return self.inner.timesteps
+
+    def scale(self, latents: Tensor, t: Tensor) -> Tensor:
+        """The latents as the denoiser wants them at this step."""
+        return self.inner.scale_model_input(latents, t)
+
+    def step(self, noise: Tensor, t: Tensor, latents: Tensor) -> Tensor:
+        """The latents after this step."""
+        return self.inner.step(noise, t, latents, **self._extra, return_dict=False)[0]
+
+
+@torch.no_grad()
+def denoise(
+    stages: Sequence[Stage],
+    scheduler: StepScheduler,
+    latents: Float[Tensor, "1 C h w"],
+    *,
+    on_step: OnStep | None = None,
+    progress: bool = False,
+    description: str = "",
+) -> Float[Tensor, "1 C h w"]:
+    """Run the stages one after the other; returns the latents of the picture."""
+    for stage in stages:
+        with progress_bar(progress) as bar:
+            task = bar.add_task(description, total=len(scheduler.timesteps), figures="")
+            for i, t in enumerate(scheduler.timesteps):
+                latents = stage.refine(latents, i, t)
+                noise = stage.predict(latents, i, t)
+                latents = scheduler.step(noise, t, latents)
+                if on_step is not None:
+                    latents = on_step(i, t, latents)
+                bar.update(task, advance=1, figures=_figures(stage.trace))
+    return latents
+
+
+def guided(noise: Float[Tensor, "S C h w"], scale: float) -> Float[Tensor, "1 C h w"]:
+    """Classifier-free guidance from the (unconditional, conditional) halves."""
+    unconditional, conditional = noise[:1], noise[1:]
+    return unconditional + scale * (conditional - unconditional)
+
+
+def _figures(trace: Trace) -> str:
+    return f"loss {trace.losses[-1][1]:.3f}" if trace.losses else ""

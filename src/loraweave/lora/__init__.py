@@ -1,0 +1,22 @@
+"""Reading LoRA files, saying what they are and fitting them to a model; writing them."""
+
+from loraweave.lora.adapter import Adapter, LowRank, adapter_from_peft, load_adapter
+from loraweave.lora.file import LoraFile, read_lora
+from loraweave.lora.inspect import LoraReport, inspect_lora
+from loraweave.lora.keys import ModuleIndex, plain_modules
+from loraweave.lora.save import lora_metadata, save_lora
+
+__all__ = [
+    "Adapter",
+    "LoraFile",
+    "LoraReport",
+    "LowRank",
+    "ModuleIndex",
+    "adapter_from_peft",
+    "inspect_lora",
+    "load_adapter",
+    "lora_metadata",
+    "plain_modules",
+    "read_lora",
+    "save_lora",
+]

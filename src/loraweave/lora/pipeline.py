@@ -1,0 +1,58 @@
+"""The adapters of a scene: from files, or from those already loaded in the pipeline."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from diffusers import StableDiffusionPipeline
+from peft.tuners.tuners_utils import BaseTunerLayer
+
+from ..scene import Scene
+from .adapter import Adapter, adapter_from_peft, load_adapter
+
+
+@contextmanager
+def gather_adapters(pipe: StableDiffusionPipeline, scene: Scene) -> Iterator[dict[str, Adapter]]:
+    """Every LoRA that the scene names, by name.
+
+    LoRAs that the scene gives come from their files; other names must be adapters of the
+    pipeline. The latter are switched off inside this context, because they act through the
+    passes that name them, and come back on exit; all other active adapters go on acting.
+
+    Raises:
+        LoraError: a name that is nowhere, a LoRA that the prompt does not use, or a bad file.
+    """
+    loaded = {name for names in pipe.get_list_adapters().values() for name in names}
+    scene.check_loras(loaded)
+    used = [c.name for c in scene.concepts] + [s.name for s in scene.styles]
+    adapters, own = {}, []
+    for name in used:
+        lora = scene.loras.get(name)
+        if lora is not None and lora.path is not None:
+            adapters[name] = load_adapter(
+                name, lora.path, unet=pipe.unet, text_encoder=pipe.text_encoder
+            )
+        else:
+            adapters[name] = adapter_from_peft(name, pipe.unet, pipe.text_encoder)
+            own.append(name)
+    with _without(pipe, own):
+        yield adapters
+
+
+@contextmanager
+def _without(pipe: StableDiffusionPipeline, names: list[str]) -> Iterator[None]:
+    """Switch some of the pipeline's adapters off."""
+    former: list[tuple[BaseTunerLayer, list[str], dict[str, bool]]] = []
+    try:
+        for model in (pipe.unet, pipe.text_encoder) if names else ():
+            for module in model.modules():
+                if isinstance(module, BaseTunerLayer):
+                    active = list(module.active_adapters)
+                    grads = {n: p.requires_grad for n, p in module.named_parameters()}
+                    former.append((module, active, grads))
+                    module.set_adapter([n for n in active if n not in names])
+        yield
+    finally:
+        for module, active, grads in former:
+            module.set_adapter(active)
+            for name, parameter in module.named_parameters():
+                parameter.requires_grad_(grads[name])

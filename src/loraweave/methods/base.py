@@ -1,0 +1,66 @@
+"""What every method looks like."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ..denoise.composition import Composition
+from ..denoise.executor import Executor
+from ..denoise.loop import Stage, StepScheduler
+from ..errors import MethodError
+
+
+class MethodSettings(BaseModel):
+    """Settings of a method; unknown names are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Method:
+    """A way to compose.
+
+    Subclasses set `name`, `summary`, `source`, `passes` and `Settings`, and give stages.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    source: ClassVar[str]
+    passes: ClassVar[str]  # rows of the denoiser for one step, in words
+    least_concepts: ClassVar[int] = 1
+    Settings: ClassVar[type[MethodSettings]] = MethodSettings
+
+    def __init__(self, settings: MethodSettings | dict[str, Any] | None = None):
+        if not isinstance(settings, self.Settings):
+            given = settings.model_dump() if isinstance(settings, MethodSettings) else settings
+            try:
+                settings = self.Settings(**(given or {}))
+            except ValidationError as error:
+                raise MethodError(_readable(self.name, self.Settings, error)) from None
+        self.settings = settings
+
+    def check(self, composition: Composition) -> None:
+        """Raise MethodError if the method cannot draw this scene."""
+        found = len(composition.concepts)
+        if found < self.least_concepts:
+            raise MethodError(
+                f"{self.name} needs at least {self.least_concepts} concept in the prompt and "
+                f"found {found}; mark one as [trigger noun](lora)"
+            )
+
+    def stages(
+        self, composition: Composition, executor: Executor, scheduler: StepScheduler
+    ) -> Sequence[Stage]:
+        """The stages that draw one picture."""
+        raise NotImplementedError
+
+
+def _readable(name: str, settings: type[MethodSettings], error: ValidationError) -> str:
+    known = ", ".join(settings.model_fields) or "none"
+    parts = []
+    for item in error.errors(include_url=False, include_context=False, include_input=False):
+        place = ".".join(str(part) for part in item["loc"])
+        unknown = item["type"] == "extra_forbidden"
+        parts.append(f"no setting {place!r}; it has: {known}" if unknown else
+                     f"setting {place!r}: {item['msg']}")  # fmt: skip
+    return f"{name}: " + "; ".join(parts)

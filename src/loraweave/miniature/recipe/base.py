@@ -1,0 +1,144 @@
+"""Stage 2: text encoder and U-Net together, from encoded scenes and worded captions."""
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from ...backbone.sites import reading_sites
+from ...denoise.recorder import recording
+from .grounding import grounding_loss, noun_targets
+from .pool import Pool
+from .run import Average, Run, ramp
+from .vae import LATENT_CHANNELS
+
+TEXT_WIDTH = 128
+
+
+def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """An untrained CLIP text encoder for a tokenizer's vocabulary."""
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=4 * TEXT_WIDTH,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=77,
+        projection_dim=TEXT_WIDTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModel(config)
+
+
+def new_unet(latent_side: int, channels: tuple[int, ...] = (80, 160)) -> UNet2DConditionModel:
+    """An untrained U-Net with cross-attention at every level."""
+    n = len(channels)
+    return UNet2DConditionModel(
+        sample_size=latent_side,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        down_block_types=("CrossAttnDownBlock2D",) * n,
+        up_block_types=("CrossAttnUpBlock2D",) * n,
+        block_out_channels=channels,
+        layers_per_block=1,
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    )
+
+
+def new_scheduler() -> DDIMScheduler:
+    """DDIM with the noise schedule of Stable Diffusion 1.5."""
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+def scale_of(latents: Tensor) -> float:
+    """The factor that gives the latents unit variance (the autoencoder's `scaling_factor`)."""
+    return float(1 / latents[:4096].float().std())
+
+
+def train_base(
+    run: Run, tokenizer: CLIPTokenizer, vae: AutoencoderKL, pool: Pool, steps: int,
+    rate: float = 1e-3, batch: int = 32, grounding: float = 0.05,
+) -> StableDiffusionPipeline:  # fmt: skip
+    """Train, or finish a run that was interrupted; the pipeline holds the averaged weights."""
+    torch.manual_seed(run.seed)
+    text_encoder, unet = new_text_encoder(tokenizer), new_unet(pool.latents.shape[-1])
+    unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = nn.ModuleDict({"text_encoder": text_encoder, "unet": unet})
+    average = Average(model, 0.998)
+    optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=1e-2, betas=(0.9, 0.99))
+    first = 0
+    if state := run.load("base"):
+        first = state["step"]
+        model.load_state_dict(state["model"])
+        average.values = state["average"]
+        optimizer.load_state_dict(state["optimizer"])
+    scheduler, scale = new_scheduler(), scale_of(pool.latents)
+    snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
+    sites = reading_sites(unet)
+    for step in run.steps("base", first, steps):
+        i = step.number
+        g = run.generator("base", i)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * ramp(i, steps)
+        chosen = torch.randint(len(pool.latents), (batch,), generator=g)
+        wordings = torch.randint(2**31, (batch,), generator=g).tolist()
+        captions = [pool.caption(n, w) for n, w in zip(chosen.tolist(), wordings)]
+        latents = pool.latents[chosen].float() * scale
+        noise = torch.randn(latents.shape, generator=g)
+        t = torch.randint(1000, (batch,), generator=g)
+        dropped = torch.rand(batch, generator=g) < 0.1
+        texts = ["" if d else c.text for c, d in zip(captions, dropped.tolist())]
+        ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
+        noisy = scheduler.add_noise(latents, noise, t).to(memory_format=torch.channels_last)  # type: ignore[arg-type]
+        with torch.autocast("cpu", torch.bfloat16), recording(sites) as recorder:
+            states = text_encoder(ids.input_ids).last_hidden_state
+            predicted = unet(noisy, t, states).sample
+            maps = recorder.take().float()
+        error = (predicted.float() - noise).square().mean((1, 2, 3))
+        weight = snr[t].clamp(max=5) / snr[t]
+        named = [i for i, d in enumerate(dropped.tolist()) if not d]
+        masks = pool.masks[chosen[named]].float() / 255
+        samples, tokens, places = noun_targets(tokenizer, [captions[i] for i in named], masks)
+        grounded, share = grounding_loss(maps[named], samples, tokens, places)
+        loss = (error * weight).mean() + grounding * grounded
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        average.update(model, i)
+        step.figures |= {
+            "loss": (error.detach() * weight).mean().item(), "mse": error.detach().mean().item(),
+            "grounding": grounded.item(), "share": share.item(), "norm": norm.item(),
+        }  # fmt: skip
+        if (i + 1) % 200 == 0 or i + 1 == steps:
+            run.save("base", {"step": i + 1, "model": model.state_dict(),
+                              "average": average.values,
+                              "optimizer": optimizer.state_dict()})  # fmt: skip
+    model.load_state_dict(average.values)
+    return assemble(tokenizer, text_encoder, unet, vae, scale)
+
+
+def assemble(
+    tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, unet: UNet2DConditionModel,
+    vae: AutoencoderKL, scale: float,
+) -> StableDiffusionPipeline:  # fmt: skip
+    """A stock pipeline from its parts, in eval mode."""
+    vae.register_to_config(scaling_factor=scale)
+    unet.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return StableDiffusionPipeline(
+        vae=vae.eval(), text_encoder=text_encoder.eval(), tokenizer=tokenizer, unet=unet.eval(),
+        scheduler=new_scheduler(), safety_checker=None, feature_extractor=None,  # type: ignore[arg-type]
+        requires_safety_checker=False,
+    )  # fmt: skip

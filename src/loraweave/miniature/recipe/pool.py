@@ -1,0 +1,78 @@
+"""Scenes drawn and encoded once: what the base model learns from.
+
+Encoding costs as much as a training step of the U-Net, so a pool of scenes is drawn, encoded and
+kept; captions are worded anew each time a scene is seen.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ...progress import track
+from ..world import Caption, Drawing, WorldSettings, caption_drawing, render, sample_drawing
+from .run import Run
+
+MAX_SUBJECTS = 5
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Encoded scenes.
+
+    Attributes:
+        latents: (N, C, h, w) posterior means, unscaled, fp16.
+        masks: (N, 5, h, w) share of each latent cell that each subject covers, 0 to 255, uint8.
+        drawings: what was drawn.
+    """
+
+    latents: Tensor
+    masks: Tensor
+    drawings: list[Drawing]
+
+    def caption(self, index: int, seed: int) -> Caption:
+        """Words for a scene, another wording for each seed."""
+        detail = (0.1, 0.5, 0.9)[seed % 3]
+        return caption_drawing(self.drawings[index], seed, detail)
+
+
+@torch.no_grad()
+def build_pool(
+    run: Run, vae: AutoencoderKL, world: WorldSettings, size: int, count: int, first_seed: int = 0
+) -> Pool:
+    """Draw and encode `count` scenes, or read the ones that an earlier start left."""
+    drawings = [sample_drawing(first_seed + i, world) for i in range(count)]
+    path = run.folder / "pool.safetensors"
+    if path.exists() and len(found := load_file(path)["latents"]) == count:
+        return Pool(found, load_file(path)["masks"], drawings)
+    latents, masks, batch = [], [], 32
+    for start in track(range(0, count, batch), "miniature: pool", total=-(-count // batch)):
+        rendered = [render(d, size) for d in drawings[start : start + batch]]
+        pixels = pixels_of([r.image for r in rendered])
+        with torch.autocast("cpu", torch.bfloat16):
+            mean = vae.encode(pixels).latent_dist.mean
+        latents.append(mean.half())
+        masks.append(cell_masks([r.masks for r in rendered], mean.shape[-1]))
+    pool = Pool(torch.cat(latents).contiguous(), torch.cat(masks), drawings)
+    save_file({"latents": pool.latents, "masks": pool.masks}, path)
+    return pool
+
+
+def pixels_of(images: Sequence) -> Tensor:
+    """PIL pictures as (B, 3, H, W) in [-1, 1]."""
+    stacked = np.stack([np.asarray(image) for image in images])
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def cell_masks(masks: Sequence[np.ndarray], side: int) -> Tensor:
+    """Instance masks averaged over latent cells: (B, 5, side, side), 0 to 255."""
+    out = np.zeros((len(masks), MAX_SUBJECTS, side, side), dtype=np.uint8)
+    for i, mask in enumerate(masks):
+        n, height, width = mask.shape
+        cells = mask.reshape(n, side, height // side, side, width // side).mean((2, 4))
+        out[i, :n] = np.rint(cells * 255)
+    return torch.from_numpy(out)

@@ -1,0 +1,96 @@
+"""A training run on disk: a log of figures, checkpoints that survive a crash, averaged weights.
+
+Every random choice of a step is drawn from a generator seeded by (seed, stage, step), so a run
+that was interrupted goes on exactly as if it had not been.
+"""
+
+import json
+import os
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...progress import track
+
+
+class Run:
+    """A folder with `log.jsonl` and one `<stage>.pt` checkpoint for each unfinished stage."""
+
+    def __init__(self, folder: Path, seed: int = 0):
+        self.folder, self.seed = Path(folder), seed
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def log(self, stage: str, **figures: Any) -> None:
+        """Append one line of figures to the log."""
+        rounded = {k: round(v, 5) if isinstance(v, float) else v for k, v in figures.items()}
+        with (self.folder / "log.jsonl").open("a") as file:
+            file.write(json.dumps({"stage": stage, **rounded}) + "\n")
+
+    def save(self, stage: str, state: dict[str, Any]) -> None:
+        """Write a checkpoint; a crash while writing leaves the previous one."""
+        temporary = self.folder / f"{stage}.pt.tmp"
+        torch.save(state, temporary)
+        os.replace(temporary, self.folder / f"{stage}.pt")
+
+    def load(self, stage: str) -> dict[str, Any] | None:
+        """The stage's checkpoint, if there is one."""
+        path = self.folder / f"{stage}.pt"
+        return torch.load(path, weights_only=True) if path.exists() else None
+
+    def generator(self, stage: str, step: int) -> torch.Generator:
+        """The source of all randomness of one step."""
+        key = zlib.crc32(f"{self.seed}/{stage}/{step}".encode())
+        return torch.Generator().manual_seed(key)
+
+    def steps(self, stage: str, first: int, total: int, every: int = 50) -> Iterator["Step"]:
+        """Count steps from `first` to `total` with a progress bar and a line of figures at times."""
+        clock = time.monotonic()
+        sums: dict[str, float] = {}
+        for number in track(range(first, total), f"miniature: {stage}", total=total - first):
+            step = Step(number)
+            yield step
+            for key, value in step.figures.items():
+                sums[key] = sums.get(key, 0.0) + value / every
+            if (number + 1) % every == 0:
+                seconds = time.monotonic() - clock
+                self.log(stage, step=number + 1, seconds=seconds, **sums)
+                sums, clock = {}, time.monotonic()
+
+
+class Step:
+    """One step of a stage; figures put into it are averaged into the log."""
+
+    def __init__(self, number: int):
+        self.number = number
+        self.figures: dict[str, float] = {}
+
+
+class Average:
+    """Exponential moving average of a module's parameters, with a warm-up."""
+
+    def __init__(self, module: nn.Module, decay: float):
+        self.decay = decay
+        self.values = {k: v.detach().clone() for k, v in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        """Move the average towards the module's present parameters."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for key, value in module.state_dict().items():
+            if value.is_floating_point():
+                self.values[key].lerp_(value, 1 - decay)
+            else:
+                self.values[key].copy_(value)
+
+
+def ramp(step: int, total: int, warmup: int = 100, flat: float = 0.5) -> float:
+    """Learning-rate factor: warm-up, a plateau to `flat` of the run, then linear to 2 %."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - flat * total) / max(1.0, (1 - flat) * total)
+    return 1.0 if progress <= 0 else max(0.02, 1 - progress)

@@ -1,0 +1,110 @@
+"""Stage 1: the autoencoder, from drawn scenes.
+
+Trained mostly on crops: but for the statistics of its group norms it is a local model, and a crop
+of half the side costs a quarter. The last part sees whole pictures. Subjects weigh more than
+backgrounds, because that is where a small autoencoder loses its colours.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from ..world import WorldSettings, render, sample_drawing
+from .run import Average, Run, ramp
+
+LATENT_CHANNELS = 16
+
+
+def new_vae(size: int, channels: tuple[int, ...] = (24, 32, 64, 64)) -> AutoencoderKL:
+    """An untrained autoencoder of factor 8 for pictures of `size` pixels a side."""
+    n = len(channels)
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * n,
+        up_block_types=("UpDecoderBlock2D",) * n,
+        block_out_channels=channels,
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=8,
+        sample_size=size,
+        mid_block_add_attention=False,
+    )
+
+
+def drawn_batch(
+    seeds: list[int], world: WorldSettings, size: int, crop: int, g: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Drawn scenes (B, 3, crop, crop) in [-1, 1] and subject masks (B, 1, crop, crop)."""
+    images, masks = [], []
+    for seed in seeds:
+        drawn = render(sample_drawing(seed, world), size)
+        top, left = torch.randint(0, size - crop + 1, (2,), generator=g).tolist()
+        window = np.s_[top : top + crop, left : left + crop]
+        images.append(np.asarray(drawn.image)[window])
+        masks.append(drawn.masks.any(0)[window])
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return pixels, torch.from_numpy(np.stack(masks)).float()[:, None]
+
+
+def reconstruction_loss(output: Tensor, target: Tensor, subjects: Tensor) -> Tensor:
+    """L1, subjects weighted threefold, plus L1 of the differences between neighbours."""
+    weight = 1 + 2 * subjects
+    loss = ((output - target).abs() * weight).mean()
+    for axis in (2, 3):
+        loss = loss + (output.diff(dim=axis) - target.diff(dim=axis)).abs().mean()
+    return loss
+
+
+def train_vae(
+    run: Run, world: WorldSettings, size: int, steps: int, rate: float = 2e-3, batch: int = 16
+) -> AutoencoderKL:
+    """Train the autoencoder, or finish a run that was interrupted; averaged weights come back."""
+    torch.manual_seed(run.seed)
+    vae = new_vae(size)
+    average = Average(vae, 0.995)
+    optimizer = torch.optim.AdamW(vae.parameters(), rate, weight_decay=1e-4, betas=(0.9, 0.99))
+    first = 0
+    if state := run.load("vae"):
+        first = state["step"]
+        vae.load_state_dict(state["model"])
+        average.values = state["average"]
+        optimizer.load_state_dict(state["optimizer"])
+    for step in run.steps("vae", first, steps):
+        i = step.number
+        g = run.generator("vae", i)
+        whole = i >= 0.85 * steps
+        crop, count = (size, max(1, batch // 4)) if whole else (size // 2, batch)
+        seeds = torch.randint(2**31, (count,), generator=g).tolist()
+        pixels, subjects = drawn_batch(seeds, world, size, crop, g)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * ramp(i, steps)
+        with torch.autocast("cpu", torch.bfloat16):
+            posterior = vae.encode(pixels).latent_dist
+            noise = torch.randn(posterior.mean.shape, generator=g)
+            output = vae.decode((posterior.mean + posterior.std * noise).float()).sample
+        reconstruction = reconstruction_loss(output.float(), pixels, subjects)
+        mean, logvar = posterior.mean.float(), posterior.logvar.float()
+        divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+        (reconstruction + 5e-4 * divergence).backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        average.update(vae, i)
+        step.figures |= {
+            "loss": reconstruction.item(),
+            "kl": divergence.item(),
+            "psnr": psnr(output.detach().float().clamp(-1, 1), pixels),
+        }
+        if (i + 1) % 200 == 0 or i + 1 == steps:
+            run.save("vae", {"step": i + 1, "model": vae.state_dict(), "average": average.values,
+                             "optimizer": optimizer.state_dict()})  # fmt: skip
+    vae.load_state_dict(average.values)
+    return vae.eval()
+
+
+def psnr(output: Tensor, target: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of pictures in [-1, 1]."""
+    return float(-10 * torch.log10(F.mse_loss(output, target) / 4))

@@ -1,0 +1,133 @@
+"""What a composition returns, and pictures that carry how they were made."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, PngImagePlugin
+from torch import Tensor
+
+from .errors import SceneError
+
+LIBRARIES = ("loraweave", "torch", "diffusers", "transformers")
+JSON_KEY = "loraweave"
+
+
+@dataclass(frozen=True)
+class ComposeOutput:
+    """Pictures and how they came about. One entry per picture in each list.
+
+    Attributes:
+        images: PIL pictures, or an array or tensor if `output_type` asked for that.
+        masks: per picture (steps, N, h, w): where each concept wrote, values in [0, 1]; empty
+            tensor for methods without masks. N in the order of `info["concepts"]`.
+        maps: per picture (steps, N, h, w): each concept's attention, its words' maps divided by
+            their maxima and averaged, values in [0, 1].
+        info: scene, method, settings, seeds, seconds, denoiser calls and rows, losses, versions.
+    """
+
+    images: Any
+    masks: list[Tensor]
+    maps: list[Tensor]
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, path: str | Path, index: int = 0) -> Path:
+        """Write picture `index` as PNG with its metadata; see `save_png`."""
+        return save_png(self.images[index], path, picture_record(self.info, index))
+
+
+def picture_record(info: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """The part of `info` that makes picture `index` again."""
+    keys = ("scene", "method", "settings", "base", "loras", "versions")
+    record = {key: info[key] for key in keys}
+    record["scene"] = {**info["scene"], "seed": info["seeds"][index]}
+    return record
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that a picture depends on."""
+    return {name: version(name) for name in LIBRARIES}
+
+
+def save_png(image: Image.Image, path: str | Path, record: Mapping[str, Any]) -> Path:
+    """Write a PNG with A1111's `parameters` text and the whole record as JSON.
+
+    The file appears complete or not at all.
+
+    Raises:
+        SceneError: the folder does not exist or cannot be written, or the name is not .png.
+    """
+    path = Path(path)
+    check_output_path(path)
+    info = PngImagePlugin.PngInfo()
+    info.add_text("parameters", _parameters(image, record))
+    info.add_text(JSON_KEY, json.dumps(record))
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".png")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            image.save(file, "PNG", pnginfo=info)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def check_output_path(path: Path) -> None:
+    """Raise SceneError if a PNG cannot be written there."""
+    if path.suffix.lower() != ".png":
+        raise SceneError(f"{path} is not a .png; pictures are written as PNG")
+    if not path.parent.is_dir():
+        raise SceneError(f"the folder {path.parent} does not exist; create it first")
+    if not os.access(path.parent, os.W_OK):
+        raise SceneError(f"the folder {path.parent} cannot be written")
+
+
+def read_png_record(path: str | Path) -> dict[str, Any]:
+    """The record that `save_png` put into a picture.
+
+    Raises:
+        SceneError: not a picture, or one without a record.
+    """
+    try:
+        with Image.open(path) as image:
+            text = image.info.get(JSON_KEY)
+    except OSError as error:
+        raise SceneError(f"cannot read the picture {path}: {error}") from None
+    if not text:
+        raise SceneError(f"{path} carries no LoRAWeave record; it was made or saved elsewhere")
+    try:
+        record = json.loads(text)
+        record["scene"], record["method"]
+    except (ValueError, KeyError, TypeError):
+        raise SceneError(f"the LoRAWeave record in {path} is damaged") from None
+    return record
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _parameters(image: Image.Image, record: Mapping[str, Any]) -> str:
+    scene = record["scene"]
+    lines = [scene["prompt"]]
+    if scene["negative_prompt"]:
+        lines.append(f"Negative prompt: {scene['negative_prompt']}")
+    hashes = ", ".join(f"{n}: {lora['sha256'][:12]}" for n, lora in record["loras"].items())
+    lines.append(
+        f"Steps: {scene['num_inference_steps']}, CFG scale: {scene['guidance_scale']}, "
+        f"Seed: {scene['seed']}, Size: {image.width}x{image.height}, "
+        f"Model: {record['base']['name']}, Method: {record['method']}"
+        + (f', Lora hashes: "{hashes}"' if hashes else "")
+        + f", Version: LoRAWeave {record['versions']['loraweave']}"
+    )
+    return "\n".join(lines)
