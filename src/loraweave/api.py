@@ -1,8 +1,8 @@
 """The public call: one scene, one method, one pipeline."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from .scene import LoraRef, Region, Scene
 
 LoraSource = str | Path | LoraRef
 Generator = torch.Generator | Sequence[torch.Generator] | None
+STEPS = Scene.model_fields["num_inference_steps"].default
+GUIDANCE = Scene.model_fields["guidance_scale"].default
 
 
 def compose(
@@ -33,8 +35,8 @@ def compose(
     method: str | Method = "clora",
     settings: MethodSettings | Mapping[str, Any] | None = None,
     negative_prompt: str = "",
-    num_inference_steps: int = 50,
-    guidance_scale: float = 7.5,
+    num_inference_steps: int = STEPS,
+    guidance_scale: float = GUIDANCE,
     height: int | None = None,
     width: int | None = None,
     num_images_per_prompt: int = 1,
@@ -62,11 +64,13 @@ def compose(
         num_images_per_prompt: pictures to draw, one after the other.
         generator: one for all pictures or one for each; without it the scene's seed is used,
             counted up from picture to picture.
-        latents: initial noise (num_images_per_prompt, C, h, w) instead of drawing it.
+        latents: initial noise (num_images_per_prompt, C, h, w) instead of drawing it; standard
+            normal, the scheduler's own scale is applied here as in diffusers.
         regions: reserved for methods that take regions; an error for those that do not.
         output_type: "pil", "np", "pt" or "latent".
         callback_on_step_end: `callback(pipe, i, t, {"latents": z}) -> {"latents": z}`; setting
-            `pipe._interrupt` stops after the step.
+            `pipe._interrupt` stops after the step; the picture is decoded as it is then, and
+            none is begun after it.
         progress: show a progress bar with the loss on a terminal.
 
     Raises:
@@ -74,16 +78,26 @@ def compose(
     """
     if isinstance(prompt, Scene):
         scene = prompt
-        if loras or regions or negative_prompt:
-            raise SceneError("a Scene has its own loras, regions and negative_prompt; use "
-                             "scene.replace(...) to change them")  # fmt: skip
+        given = {
+            "loras": loras, "regions": regions, "negative_prompt": negative_prompt,
+            "height": height, "width": width,
+            "num_inference_steps": num_inference_steps != STEPS,
+            "guidance_scale": guidance_scale != GUIDANCE,
+        }  # fmt: skip
+        if twice := [name for name, value in given.items() if value]:
+            raise SceneError(
+                f"a Scene has its own {', '.join(twice)}; use scene.replace(...) to change that"
+            )
     else:
         scene = Scene(
             prompt=prompt, negative_prompt=negative_prompt, width=width, height=height,
             num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
             loras=dict(loras or {}), regions=dict(regions or {}),  # type: ignore[arg-type]
         )  # fmt: skip
-    if not isinstance(method, Method):
+    if isinstance(method, Method):
+        if settings is not None:
+            raise MethodError(f"this {method.name} has its settings already; give one of the two")
+    else:
         method = get_method(method, settings if isinstance(settings, MethodSettings) else
                             dict(settings or {}))  # fmt: skip
     if scene.regions:
@@ -92,24 +106,36 @@ def compose(
     backbone = StableDiffusion1(pipe)
     size = backbone.size(scene.width, scene.height)
     sources = _noise_sources(scene, generator, latents, num_images_per_prompt)
+    shape = backbone.latent_shape(*size)
+    for _, own in sources:
+        if own is not None and own.shape != shape:
+            raise SceneError(
+                f"latents of shape {tuple(own.shape[1:])} where a picture of {size[0]}x{size[1]} "
+                f"has {shape[1:]} (channels, height, width)"
+            )
 
     images, masks, maps, losses = [], [], [], []
     started = time.monotonic()
     with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))  # methods take gradients
+        stack.enter_context(_interruptible(pipe))
         adapters = stack.enter_context(gather_adapters(pipe, with_shipped_loras(scene)))
         composed = stack.enter_context(composition(scene, backbone, adapters))
         executor = stack.enter_context(executing(composed))
         method.check(composed)
         for own_generator, own_latents in sources:
-            z = own_latents
-            if z is None:
-                z = backbone.latents(*size, own_generator)
-            z, trace = _draw(executor, method, scene, z, own_generator, callback_on_step_end,
+            if own_latents is None:
+                noise = backbone.noise(*size, own_generator)
+            else:
+                noise = own_latents.detach().to(backbone.device, backbone.dtype, copy=True)
+            z, trace = _draw(executor, method, scene, noise, own_generator, callback_on_step_end,
                              progress)  # fmt: skip
             images.append(backbone.decode(z, output_type))
             masks.append(_stacked(trace.masks))
             maps.append(_stacked(trace.maps))
             losses.append(trace.losses)
+            if pipe._interrupt:
+                break
         calls = executor.calls
     info = {
         "scene": scene.model_dump(mode="json"),
@@ -119,7 +145,7 @@ def compose(
         "loras": {n: {"sha256": a.sha256} for n, a in adapters.items()},
         "versions": versions(),
         "concepts": [concept.name for concept in scene.concepts],
-        "seeds": [_seed(scene, g) for g, _ in sources],
+        "seeds": [_seed(scene, g) for g, _ in sources[: len(images)]],
         "seconds": time.monotonic() - started,
         "calls": calls.forward,
         "rows": calls.rows,
@@ -130,7 +156,7 @@ def compose(
 
 
 def _draw(
-    executor: Executor, method: Method, scene: Scene, latents: Tensor,
+    executor: Executor, method: Method, scene: Scene, noise: Tensor,
     generator: torch.Generator | None, callback, progress: bool,
 ) -> tuple[Tensor, Trace]:  # fmt: skip
     pipe = executor.backbone.pipe
@@ -146,10 +172,22 @@ def _draw(
         return out.get("latents", z)
 
     z = denoise(
-        stages, scheduler, latents, on_step=on_step if callback else None,
-        progress=progress, description=method.name,
+        stages, scheduler, scheduler.initial(noise), on_step=on_step if callback else None,
+        interrupted=lambda: pipe._interrupt, progress=progress, description=method.name,
     )  # fmt: skip
     return z, stages[-1].trace
+
+
+@contextmanager
+def _interruptible(pipe: StableDiffusionPipeline) -> Iterator[None]:
+    """`pipe._interrupt` is False at first, whatever an earlier run left; it comes back on exit."""
+    former = {"_interrupt": pipe._interrupt} if "_interrupt" in vars(pipe) else {}
+    pipe._interrupt = False
+    try:
+        yield
+    finally:
+        del pipe._interrupt
+        vars(pipe).update(former)
 
 
 def _noise_sources(

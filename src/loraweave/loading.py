@@ -54,7 +54,10 @@ def _from_folder(path: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
     index = path / "model_index.json"
     if not index.is_file():
         raise ModelNotFound(f"{path} is no diffusers folder: it has no model_index.json")
-    kind = json.loads(index.read_text()).get("_class_name")
+    try:
+        kind = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelNotFound(f"{index} is damaged or no diffusers index: {error!r}") from error
     if kind != StableDiffusionPipeline.__name__:
         raise ModelNotFound(f"{path} holds a {kind}; a StableDiffusionPipeline (SD 1.x) is needed")
     try:
@@ -62,7 +65,7 @@ def _from_folder(path: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
             path, torch_dtype=dtype, local_files_only=True, safety_checker=None,
             feature_extractor=None, requires_safety_checker=False, use_safetensors=True,
         )  # fmt: skip
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the loader raises many kinds for incomplete folders
         raise ModelNotFound(f"{path} cannot be loaded: {error}") from error
 
 

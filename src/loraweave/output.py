@@ -38,8 +38,15 @@ class ComposeOutput:
     info: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: str | Path, index: int = 0) -> Path:
-        """Write picture `index` as PNG with its metadata; see `save_png`."""
-        return save_png(self.images[index], path, picture_record(self.info, index))
+        """Write picture `index` as PNG with its metadata; see `save_png`.
+
+        Raises:
+            SceneError: the picture is no PIL picture (another `output_type`); see `save_png` too.
+        """
+        image = self.images[index]
+        if not isinstance(image, Image.Image):
+            raise SceneError(f"a {type(image).__name__} cannot be saved; use output_type='pil'")
+        return save_png(image, path, picture_record(self.info, index))
 
 
 def picture_record(info: Mapping[str, Any], index: int) -> dict[str, Any]:
@@ -72,8 +79,8 @@ def save_png(image: Image.Image, path: str | Path, record: Mapping[str, Any]) ->
     try:
         with os.fdopen(handle, "wb") as file:
             image.save(file, "PNG", pnginfo=info)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise

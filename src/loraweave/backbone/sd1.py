@@ -7,12 +7,13 @@ run the same code.
 
 import torch
 from diffusers import StableDiffusionPipeline
+from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import MethodError, SceneError
 from ..prompt import Span
-from .sites import reading_factor, reading_sites
+from .sites import native_size, reading_factor, reading_sites
 from .text import end_of_text_position, token_positions
 
 SD15_CROSS_ATTENTION = 768
@@ -32,6 +33,8 @@ class StableDiffusion1:
             raise MethodError(
                 f"{type(pipe).__name__} is not supported; give a StableDiffusionPipeline (SD 1.x)"
             )
+        if pipe.unet.config.get("encoder_hid_dim_type"):
+            raise MethodError("the pipeline has an IP-Adapter, which is not supported; unload it")
         self.pipe = pipe
         self.unet, self.text_encoder = pipe.unet, pipe.text_encoder
         self.tokenizer, self.vae = pipe.tokenizer, pipe.vae
@@ -60,22 +63,28 @@ class StableDiffusion1:
         Raises:
             SceneError: the autoencoder does not divide them.
         """
-        native = self.unet.config["sample_size"] * self.pipe.vae_scale_factor
-        chosen = width or native, height or native
+        native = native_size(self.unet)
+        native = tuple(cells * self.pipe.vae_scale_factor for cells in native)
+        chosen = width or native[0], height or native[1]
         for pixels in chosen:
             if pixels % self.pipe.vae_scale_factor or pixels < 4 * self.pipe.vae_scale_factor:
                 raise SceneError(
                     f"a size of {chosen[0]}x{chosen[1]} does not fit this model; use multiples of "
                     f"{self.pipe.vae_scale_factor} from {4 * self.pipe.vae_scale_factor} up, "
-                    f"for example {native}x{native}"
+                    f"for example {native[0]}x{native[1]}"
                 )
         return chosen
 
-    def latents(self, width: int, height: int, generator: torch.Generator | None) -> Tensor:
-        """Initial noise (1, C, h, w), scaled for the pipeline's scheduler, as diffusers draws it."""
-        return self.pipe.prepare_latents(
-            1, self.unet.config["in_channels"], height, width, self.dtype, self.device, generator
-        )
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """(1, C, h, w) of the latents of a picture of this size in pixels."""
+        factor = self.pipe.vae_scale_factor
+        return 1, self.unet.config["in_channels"], height // factor, width // factor
+
+    def noise(
+        self, width: int, height: int, generator: torch.Generator | None
+    ) -> Float[Tensor, "1 C h w"]:
+        """Standard normal noise, as diffusers draws it: on the generator's own device."""
+        return randn_tensor(self.latent_shape(width, height), generator, self.device, self.dtype)
 
     def map_size(self, latents: Float[Tensor, "B C h w"]) -> tuple[int, int]:
         """Height and width of the attention maps for these latents."""

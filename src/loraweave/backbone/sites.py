@@ -41,10 +41,15 @@ def cross_attention_sites(unet: UNet2DConditionModel) -> list[Site]:
     ]
 
 
+def native_size(unet: UNet2DConditionModel) -> tuple[int, int]:
+    """Width and height in latent cells that the denoiser was made for."""
+    size = unet.config["sample_size"]
+    return (size, size) if isinstance(size, int) else (size[1], size[0])
+
+
 def reading_factor(unet: UNet2DConditionModel) -> int:
     """Downsampling factor of the level that methods read: the one nearest to 16x16."""
-    native = unet.config["sample_size"]
-    side = native if isinstance(native, int) else max(native)
+    side = max(native_size(unet))
     factors = sorted({site.factor for site in cross_attention_sites(unet)})
     return min(factors, key=lambda f: abs(side / f - READING_SIDE))
 

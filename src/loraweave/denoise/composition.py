@@ -116,10 +116,18 @@ def composition(
 
 @contextmanager
 def frozen(*models: torch.nn.Module) -> Iterator[None]:
-    """No weight asks for a gradient, and layers are in eval mode; both come back on exit."""
+    """No weight asks for a gradient, layers are in eval mode and none is checkpointed.
+
+    A checkpointed layer would run again in the backward pass, when its rows' adapters and the
+    recorder are no longer set. Everything comes back on exit.
+    """
     wanting = [p for model in models for p in model.parameters() if p.requires_grad]
-    training = [m for model in models for m in model.modules() if m.training]
+    modules = [m for model in models for m in model.modules()]
+    training = [m for m in modules if m.training]
+    checkpointed = [m for m in modules if getattr(m, "gradient_checkpointing", False)]
     try:
+        for module in checkpointed:
+            module.gradient_checkpointing = False  # type: ignore[assignment]
         for parameter in wanting:
             parameter.requires_grad_(False)
         for module in training:
@@ -130,3 +138,5 @@ def frozen(*models: torch.nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
         for module in training:
             module.training = True
+        for module in checkpointed:
+            module.gradient_checkpointing = True  # type: ignore[assignment]

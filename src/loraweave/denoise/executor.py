@@ -10,7 +10,7 @@ all maps without a graph, then dL/dmap, then one vector-Jacobian product per pas
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -41,7 +41,6 @@ class Calls:
     forward: int = 0
     rows: int = 0
     backward_rows: int = 0
-    losses: list[tuple[int, float]] = field(default_factory=list)
 
 
 class Executor:

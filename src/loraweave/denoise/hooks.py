@@ -37,7 +37,9 @@ class AdapterHooks:
     """Hooks on one model; `rows` says which adapters the rows of the next calls get."""
 
     def __init__(self, model: nn.Module, component: Component, adapters: Sequence[Adapter]):
-        self._device = next(model.parameters()).device
+        parameter = next(model.parameters())
+        self._device = parameter.device
+        self._dtype = torch.promote_types(parameter.dtype, torch.float32)
         self._shares: dict[str, _Share] = {}
         self._count = 0
         self._handles = []
@@ -78,7 +80,7 @@ class AdapterHooks:
         self._shares = {
             name: _Share(
                 torch.tensor(list(weights), device=self._device),
-                torch.tensor(list(weights.values()), device=self._device),
+                torch.tensor(list(weights.values()), device=self._device, dtype=self._dtype),
                 len(weights) == len(passes) and len(set(weights.values())) == 1,
             )
             for name, weights in by_name.items()
@@ -96,6 +98,7 @@ class AdapterHooks:
         if len(x) != self._count:
             raise MethodError(f"a batch of {len(x)} rows where {self._count} were announced")
         for update, share in shares:
+            update = update.to(x.device, x.dtype)  # PEFT may keep adapters in float32
             if share.everywhere:
                 out = out + update.delta(x, layer) * share.weights[0].to(out.dtype)
                 continue

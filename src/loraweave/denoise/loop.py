@@ -63,6 +63,10 @@ class StepScheduler:
         """Timesteps in the order of the run."""
         return self.inner.timesteps
 
+    def initial(self, noise: Tensor) -> Tensor:
+        """The first latents of the run from standard normal noise."""
+        return noise * self.inner.init_noise_sigma
+
     def scale(self, latents: Tensor, t: Tensor) -> Tensor:
         """The latents as the denoiser wants them at this step."""
         return self.inner.scale_model_input(latents, t)
@@ -79,10 +83,21 @@ def denoise(
     latents: Float[Tensor, "1 C h w"],
     *,
     on_step: OnStep | None = None,
+    interrupted: Callable[[], bool] = lambda: False,
     progress: bool = False,
     description: str = "",
 ) -> Float[Tensor, "1 C h w"]:
-    """Run the stages one after the other; returns the latents of the picture."""
+    """Run the stages one after the other; returns the latents of the picture.
+
+    Args:
+        stages: what the method does.
+        scheduler: with its timesteps set.
+        latents: the first ones, already scaled (`StepScheduler.initial`).
+        on_step: called after each step.
+        interrupted: asked after each step; if true, the latents are returned as they are.
+        progress: show a progress bar on a terminal.
+        description: what the bar says.
+    """
     for stage in stages:
         with progress_bar(progress) as bar:
             task = bar.add_task(description, total=len(scheduler.timesteps), figures="")
@@ -93,12 +108,19 @@ def denoise(
                 if on_step is not None:
                     latents = on_step(i, t, latents)
                 bar.update(task, advance=1, figures=_figures(stage.trace))
+                if interrupted():
+                    return latents
     return latents
 
 
 def guided(noise: Float[Tensor, "S C h w"], scale: float) -> Float[Tensor, "1 C h w"]:
-    """Classifier-free guidance from the (unconditional, conditional) halves."""
+    """Classifier-free guidance from the (unconditional, conditional) halves.
+
+    As in diffusers there is none at a scale of 1 or less.
+    """
     unconditional, conditional = noise[:1], noise[1:]
+    if scale <= 1:
+        return conditional
     return unconditional + scale * (conditional - unconditional)
 
 

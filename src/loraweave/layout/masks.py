@@ -20,9 +20,7 @@ def word_maps(
     return maps[:, list(tokens)].T.unflatten(1, size)
 
 
-def threshold_mask(
-    maps: Float[Tensor, "words h w"], threshold: float
-) -> Float[Tensor, "h w"]:
+def threshold_mask(maps: Float[Tensor, "words h w"], threshold: float) -> Float[Tensor, "h w"]:
     """Union over words of [map > threshold * its maximum] (CLoRA, section 3.3), 0 or 1."""
     peaks = maps.amax(dim=(1, 2), keepdim=True)
     return (maps > threshold * peaks).any(0).to(maps.dtype)

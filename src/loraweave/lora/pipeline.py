@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from diffusers import StableDiffusionPipeline
 from peft.tuners.tuners_utils import BaseTunerLayer
 
+from ..errors import LoraError
 from ..scene import Scene
 from .adapter import Adapter, adapter_from_peft, load_adapter
 
@@ -15,16 +16,18 @@ def gather_adapters(pipe: StableDiffusionPipeline, scene: Scene) -> Iterator[dic
     """Every LoRA that the scene names, by name.
 
     LoRAs that the scene gives come from their files; other names must be adapters of the
-    pipeline. The latter are switched off inside this context, because they act through the
-    passes that name them, and come back on exit; all other active adapters go on acting.
+    pipeline. The pipeline's own adapters of these names are switched off inside this context,
+    because they act through the passes that name them, and come back on exit; all other active
+    adapters go on acting.
 
     Raises:
-        LoraError: a name that is nowhere, a LoRA that the prompt does not use, or a bad file.
+        LoraError: a name that is nowhere, a LoRA that the prompt does not use, a bad file, or an
+            adapter that is fused into the weights.
     """
     loaded = {name for names in pipe.get_list_adapters().values() for name in names}
     scene.check_loras(loaded)
     used = [c.name for c in scene.concepts] + [s.name for s in scene.styles]
-    adapters, own = {}, []
+    adapters = {}
     for name in used:
         lora = scene.loras.get(name)
         if lora is not None and lora.path is not None:
@@ -33,9 +36,25 @@ def gather_adapters(pipe: StableDiffusionPipeline, scene: Scene) -> Iterator[dic
             )
         else:
             adapters[name] = adapter_from_peft(name, pipe.unet, pipe.text_encoder)
-            own.append(name)
+    own = [name for name in used if name in loaded]
+    if fused := sorted(_fused(pipe).intersection(own)):
+        raise LoraError(
+            f"{', '.join(fused)}: fused into the pipeline's weights, so it would act twice; call "
+            "pipe.unfuse_lora() first"
+        )
     with _without(pipe, own):
         yield adapters
+
+
+def _fused(pipe: StableDiffusionPipeline) -> set[str]:
+    """Names of the adapters that `pipe.fuse_lora()` has added to the weights."""
+    return {
+        name
+        for model in (pipe.unet, pipe.text_encoder)
+        for module in model.modules()
+        if isinstance(module, BaseTunerLayer)
+        for name in module.merged_adapters
+    }
 
 
 @contextmanager

@@ -137,6 +137,7 @@ class CLoRAStage:
 
     def loss(self, maps: Float[Tensor, "P S L T"]) -> Tensor:
         """InfoNCE over the concepts' words in all passes (equation 2)."""
+        maps = maps.to(torch.promote_types(maps.dtype, torch.float32))  # half is too coarse here
         maps = maps.mean(1)  # over the halves that were evaluated
         embeddings = torch.stack([maps[k, :, token] for k, token, _ in self.groups])
         labels = torch.tensor([label for *_, label in self.groups], device=maps.device)
@@ -198,13 +199,15 @@ def concept_groups(passes: list[Pass], names: list[str]) -> list[tuple[int, int,
 
 
 def normalized(maps: Float[Tensor, "E L"]) -> Float[Tensor, "E L"]:
-    """Each map scaled to [0, 1]; a flat map becomes zero instead of undefined."""
+    """Each map scaled to [0, 1]; a flat map becomes zero, without gradient, not undefined."""
     low, high = maps.amin(1, keepdim=True), maps.amax(1, keepdim=True)
-    return (maps - low) / (high - low).clamp(min=torch.finfo(maps.dtype).tiny)
+    flat = high <= low
+    scaled = (maps - low) / torch.where(flat, 1.0, high - low)
+    return torch.where(flat, 0.0, scaled)
 
 
 def info_nce(
-    embeddings: Float[Tensor, "E L"], labels: Int[Tensor, "E"], temperature: float
+    embeddings: Float[Tensor, "E L"], labels: Int[Tensor, " E"], temperature: float
 ) -> Float[Tensor, ""]:
     """Mean over ordered positive pairs of -log(e^(s_ap/tau) / (e^(s_ap/tau) + sum_n e^(s_an/tau))).
 

@@ -45,7 +45,8 @@ class MergeStage:
 
     def predict(self, latents: Tensor, i: int, t: Tensor) -> Float[Tensor, "1 C h w"]:
         out = self.executor.evaluate(self.passes, self.scheduler.scale(latents, t), t)
-        assert out.noise is not None and out.maps is not None
+        assert out.noise is not None
+        assert out.maps is not None
         if self._words:
             size = self.executor.backbone.map_size(latents)
             maps = [word_maps(out.maps[0, -1], tokens, size) for tokens in self._words]

@@ -8,10 +8,11 @@ backgrounds, because that is where a small autoencoder loses its colours.
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
 from ..world import WorldSettings, render, sample_drawing
+from .balance import balance
 from .run import Average, Run, ramp
 
 LATENT_CHANNELS = 16
@@ -61,7 +62,10 @@ def reconstruction_loss(output: Tensor, target: Tensor, subjects: Tensor) -> Ten
 def train_vae(
     run: Run, world: WorldSettings, size: int, steps: int, rate: float = 2e-3, batch: int = 16
 ) -> AutoencoderKL:
-    """Train the autoencoder, or finish a run that was interrupted; averaged weights come back."""
+    """Train the autoencoder, or finish a run that was interrupted.
+
+    The averaged weights come back, with balanced latents (see balance.py).
+    """
     torch.manual_seed(run.seed)
     vae = new_vae(size)
     average = Average(vae, 0.995)
@@ -102,7 +106,21 @@ def train_vae(
             run.save("vae", {"step": i + 1, "model": vae.state_dict(), "average": average.values,
                              "optimizer": optimizer.state_dict()})  # fmt: skip
     vae.load_state_dict(average.values)
-    return vae.eval()
+    return balanced(vae.eval(), world, size)
+
+
+@torch.no_grad()
+def balanced(vae: AutoencoderKL, world: WorldSettings, size: int, count: int = 512) -> AutoencoderKL:
+    """Balance the latents by those of `count` drawings."""
+    means, variances = [], []
+    for start in range(0, count, 32):
+        seeds = list(range(start, min(start + 32, count)))
+        pixels, _ = drawn_batch(seeds, world, size, size, torch.Generator())
+        posterior = vae.encode(pixels).latent_dist  # type: ignore[union-attr]
+        means.append(posterior.mean)
+        variances.append(posterior.var.mean((0, 2, 3)))
+    balance(vae, torch.cat(means), torch.stack(variances).mean(0))
+    return vae
 
 
 def psnr(output: Tensor, target: Tensor) -> float:

@@ -1,0 +1,1 @@
+"""The commands of `loraweave`: thin shells over the public API; nothing is computed here."""

@@ -1,0 +1,216 @@
+"""`loraweave generate` and `loraweave compare`."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import MethodError, SceneError
+from . import options
+from .job import Job, differences, judge_for, load_model, make_job
+
+GRID_CELL = 256  # pixels a side up to which a grid enlarges small pictures
+DEFAULT_METHOD = "clora"
+
+
+def generate(
+    prompt: options.Prompt = None,
+    lora: options.Loras = None,
+    scene: options.SceneFile = None,
+    picture: options.Picture = None,
+    base: options.Base = None,
+    method: Annotated[
+        str | None, typer.Option(help="See `loraweave methods`.", show_default="clora")
+    ] = None,
+    settings: options.Settings = None,
+    negative: options.Negative = None,
+    steps: options.Steps = None,
+    guidance: options.Guidance = None,
+    width: options.Width = None,
+    height: options.Height = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the first picture.", show_default="7")
+    ] = None,
+    count: Annotated[
+        int, typer.Option(min=1, help="Pictures, with seeds counted up: out-1.png, out-2.png, ...")
+    ] = 1,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The PNG to write.")] = Path("out.png"),
+    save_maps: Annotated[
+        Path | None, typer.Option(help="Also write a figure of attention and masks (PNG).")
+    ] = None,
+    dtype: options.Precision = "float32",
+    device: options.Device = None,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Draw a picture with several LoRAs."""
+    pictures = _numbered(out, count)
+    figures = _numbered(save_maps, count) if save_maps else []
+    _check_paths([*pictures, *figures])
+    job = make_job(
+        prompt, scene, picture, base, options.read_loras(lora), negative_prompt=negative,
+        num_inference_steps=steps, guidance_scale=guidance, width=width, height=height, seed=seed,
+    )  # fmt: skip
+    name = method or job.method or DEFAULT_METHOD
+    drawer = _Drawer(
+        job, {name: {**job.settings(name), **options.read_settings(settings)}},
+        dtype, device, as_json, quiet,
+    )  # fmt: skip
+    for n, path in enumerate(pictures):
+        output = drawer.draw(name, job.scene.seed + n)
+        output.save(path)
+        if figures:
+            from ..evaluate.figures import maps_figure
+
+            maps_figure(output, 0, figures[n], title=f"{name}: {job.scene.parsed.text}")
+        drawer.report(output, path, f"{path}  ")
+    drawer.finish()
+
+
+def compare(
+    prompt: options.Prompt = None,
+    lora: options.Loras = None,
+    scene: options.SceneFile = None,
+    picture: options.Picture = None,
+    base: options.Base = None,
+    methods: Annotated[str, typer.Option(help="Names with commas, one row each.")] = "clora,merge",
+    seeds: Annotated[str, typer.Option(help="0,1,2 or 0-3, one column each.")] = "0-3",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="[METHOD.]KEY=VALUE",
+            help="A setting of one method, or of all that have it; repeatable.",
+        ),
+    ] = None,
+    negative: options.Negative = None,
+    steps: options.Steps = None,
+    guidance: options.Guidance = None,
+    width: options.Width = None,
+    height: options.Height = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The PNG to write.")] = Path("grid.png"),
+    dtype: options.Precision = "float32",
+    device: options.Device = None,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+) -> None:  # fmt: skip
+    """Draw one scene with several methods and seeds, as a labelled grid."""
+    _check_paths([out])
+    numbers, names = options.read_seeds(seeds), options.read_methods(methods)
+    job = make_job(
+        prompt, scene, picture, base, options.read_loras(lora), negative_prompt=negative,
+        num_inference_steps=steps, guidance_scale=guidance, width=width, height=height,
+    )  # fmt: skip
+    given = _for_each(names, options.read_settings(settings))
+    every = {name: {**job.settings(name), **given[name]} for name in names}
+    drawer = _Drawer(job, every, dtype, device, as_json, quiet)
+    rows, marks = [], []
+    for name in names:
+        images, line = [], []
+        for number in numbers:
+            output = drawer.draw(name, number)
+            images.append(output.images[0])
+            verdict = drawer.report(output, out)
+            line.append(None if verdict is None else verdict.success)
+        rows.append((name, images))
+        marks.append(line)
+    from ..evaluate.figures import labelled_grid
+
+    labelled_grid(
+        rows, [f"seed {number}" for number in numbers], out, title=job.scene.parsed.text,
+        marks=marks, scale=max(1, GRID_CELL // max(rows[0][1][0].size)),
+    )  # fmt: skip
+    drawer.finish()
+    if not (as_json or quiet):
+        typer.echo(str(out))
+
+
+class _Drawer:
+    """One loaded model that draws a job with some methods and reports each picture."""
+
+    def __init__(
+        self, job: Job, settings: dict[str, dict[str, Any]], dtype: options.DType,
+        device: str | None, as_json: bool, quiet: bool,
+    ):  # fmt: skip
+        from ..methods import get_method
+
+        self.job, self.as_json, self.quiet = job, as_json, quiet
+        # Before the model is loaded: a wrong setting is found at once.
+        self.methods = {name: get_method(name, own) for name, own in settings.items()}
+        self.pipe = load_model(job.base, dtype, device)
+        self.judge = judge_for(job)
+        self.done: list[dict[str, Any]] = []
+
+    def draw(self, method: str, seed: int) -> Any:
+        """One picture as a `ComposeOutput`."""
+        from ..api import compose
+
+        if not self.quiet:
+            typer.echo(f"{method}, seed {seed} ...", err=True)
+        output = compose(
+            self.pipe, self.job.scene.replace(seed=seed), method=self.methods[method],
+            progress=not self.quiet,
+        )  # fmt: skip
+        if self.job.record and not self.done:
+            for note in differences(self.job.record, output.info):
+                typer.echo(f"note: {note}", err=True)
+        return output
+
+    def report(self, output: Any, path: Path, start: str = "") -> Any:
+        """Note a picture down, and print a line about it; the judge's verdict, if there is one."""
+        verdict = self.judge(output.images[0]) if self.judge else None
+        method, (seed,), seconds = (output.info[key] for key in ("method", "seeds", "seconds"))
+        self.done.append(
+            {
+                "path": str(path),
+                "method": method,
+                "seed": seed,
+                "seconds": round(seconds, 3),
+                "calls": output.info["calls"],
+                "found": verdict.as_dict() if verdict else None,
+            }
+        )
+        if not (self.as_json or self.quiet):
+            line = f"{start}{method}, seed {seed}, {seconds:.1f} s"
+            typer.echo(f"{line}: {verdict.sentence()}" if verdict else line)
+        return verdict
+
+    def finish(self) -> None:
+        """Print everything at once, if JSON was asked for."""
+        if self.as_json:
+            typer.echo(json.dumps({"images": self.done}, indent=2))
+
+
+def _numbered(path: Path, count: int) -> list[Path]:
+    if count == 1:
+        return [path]
+    return [path.with_name(f"{path.stem}-{n}{path.suffix}") for n in range(1, count + 1)]
+
+
+def _check_paths(paths: Sequence[Path]) -> None:
+    """Nothing is computed for a picture that cannot be written."""
+    from ..output import check_output_path
+
+    for path in paths:
+        check_output_path(path)
+        if path.is_dir():
+            raise SceneError(f"{path} is a folder; give the name of a picture")
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise SceneError(f"--out and --save-maps both write {paths[0]}; give two names")
+
+
+def _for_each(names: Sequence[str], settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Settings by method, from `method.key` for one and `key` for all that have it."""
+    from ..methods import get_method
+
+    known = {name: type(get_method(name).settings).model_fields for name in names}
+    given: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for key, value in settings.items():
+        method, dot, own = key.partition(".")
+        takers = [method] if dot else [name for name in names if key in known[name]]
+        if not takers or takers[0] not in given:
+            raise MethodError(f"--set {key}: none of the methods {', '.join(names)} has it")
+        for name in takers:
+            given[name][own if dot else key] = value
+    return given

@@ -1,0 +1,130 @@
+"""Options that several commands have, and how their texts are read."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+import yaml
+
+from ..errors import LoraError, MethodError, SceneError
+from ..scene import LoraRef
+
+DType = Literal["float32", "float16", "bfloat16"]
+
+PROMPT = r"Marks each concept: 'a \[sks cat](blackcat) and a \[zwx dog](golddog:0.8)'."
+Prompt = Annotated[str | None, typer.Argument(help=PROMPT, show_default=False)]
+SceneFile = Annotated[
+    Path | None, typer.Option("--scene", help="A scene (.yaml, .json) instead of PROMPT.")
+]
+Picture = Annotated[
+    Path | None,
+    typer.Option("--from", help="Draw again what this PNG's record says; options given override."),
+]
+Loras = Annotated[
+    list[str] | None,
+    typer.Option("--lora", metavar="NAME=PATH[:WEIGHT]", help="A LoRA's file; repeatable."),
+]
+Base = Annotated[
+    str | None,
+    typer.Option(help="A diffusers folder or .safetensors checkpoint.", show_default="miniature"),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method; repeatable."),
+]
+Negative = Annotated[str | None, typer.Option(help="What to steer away from, plain words.")]
+Steps = Annotated[int | None, typer.Option(help="Denoising steps.", show_default="50")]
+Guidance = Annotated[
+    float | None, typer.Option(help="Classifier-free guidance.", show_default="7.5")
+]
+Width = Annotated[int | None, typer.Option(help="Pixels.", show_default="the model's own")]
+Height = Annotated[int | None, typer.Option(help="Pixels.", show_default="the model's own")]
+Precision = Annotated[DType, typer.Option("--dtype", help="Arithmetic of the model.")]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1, mps, ...", show_default="cuda if there")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_MOST_SEEDS = 1000
+
+
+def read_loras(texts: Sequence[str] | None) -> dict[str, LoraRef]:
+    r"""LoRAs from `name=path` or `name=path:weight`, where the path may be `C:\x.safetensors`.
+
+    Raises:
+        LoraError: not of this form, or a name given twice.
+        SceneError: a weight out of range.
+    """
+    loras: dict[str, LoraRef] = {}
+    for text in texts or ():
+        name, equals, rest = (part.strip() for part in text.partition("="))
+        if not (name and equals and rest):
+            raise LoraError(f"--lora {text!r} is not of the form name=path or name=path:weight")
+        if name in loras:
+            raise LoraError(f"--lora gives {name!r} twice; leave one out")
+        path, colon, tail = rest.rpartition(":")
+        if colon and path and _NUMBER.fullmatch(tail):
+            loras[name] = LoraRef(path=Path(path), weight=float(tail))
+        elif Path(path).suffix and not re.search(r"[\\/.]", tail):
+            raise LoraError(f"--lora {text!r}: the weight {tail!r} is not a number")
+        else:
+            loras[name] = LoraRef(path=Path(rest))
+    return loras
+
+
+def read_settings(texts: Sequence[str] | None) -> dict[str, Any]:
+    """Settings from `key=value`, each value a YAML scalar or list: `true`, `0.4`, `[0, 10]`.
+
+    Raises:
+        MethodError: not of this form, not YAML, or a key given twice.
+    """
+    settings: dict[str, Any] = {}
+    for text in texts or ():
+        key, equals, value = text.partition("=")
+        key = key.strip()
+        if not (key and equals):
+            raise MethodError(f"--set {text!r} is not of the form key=value")
+        if key in settings:
+            raise MethodError(f"--set gives {key!r} twice; leave one out")
+        try:
+            settings[key] = yaml.safe_load(value)
+        except Exception as error:  # safe_load lets ValueError, KeyError, ... out for bad values
+            reason = str(error).splitlines()[0]
+            raise MethodError(f"--set {text!r}: the value is not YAML ({reason})") from None
+    return settings
+
+
+def read_seeds(text: str) -> list[int]:
+    """Seeds from `0,1,2`, `0-3` or `0-3,7`, in this order.
+
+    Raises:
+        SceneError: not of this form, a seed twice, or more than 1000 seeds.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part, re.ASCII)
+        if not match:
+            raise SceneError(f"seeds {text!r}: {part!r} is no seed; write 0,1,2 or 0-3")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if not first <= last < first + _MOST_SEEDS - len(seeds):
+            raise SceneError(f"seeds {text!r}: {part!r} is no range of at most {_MOST_SEEDS} seeds")
+        seeds += range(first, last + 1)
+    if len(set(seeds)) < len(seeds):
+        raise SceneError(f"seeds {text!r}: the same seed twice gives the same picture twice")
+    return seeds
+
+
+def read_methods(text: str) -> list[str]:
+    """Method names from `clora,merge`.
+
+    Raises:
+        MethodError: none, or one twice; unknown ones are found when the method is made.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names or len(set(names)) < len(names):
+        raise MethodError(f"methods {text!r}: give different names, such as clora,merge")
+    return names

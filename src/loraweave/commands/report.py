@@ -1,0 +1,101 @@
+"""`loraweave methods` and `loraweave inspect`."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import options
+
+
+def methods(as_json: options.AsJson = False) -> None:
+    """List the methods and their settings."""
+    from ..methods import METHODS
+
+    listed = [
+        {
+            "name": method.name,
+            "summary": method.summary,
+            "passes": method.passes,
+            "source": method.source,
+            "settings": method.Settings().model_dump(mode="json"),
+        }
+        for method in METHODS.values()
+    ]
+    if as_json:
+        typer.echo(json.dumps(listed, indent=2))
+        return
+    table = _table("method", "what it does", "passes a step", "source", "settings (--set)")
+    for method in listed:
+        settings = [f"{key}={json.dumps(value)}" for key, value in method["settings"].items()]
+        words = [method[key] for key in ("name", "summary", "passes", "source")]
+        table.add_row(*words, "\n".join(settings) or "none")
+    show(table)
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A LoRA, or a picture made by LoRAWeave.")],
+    as_json: options.AsJson = False,
+) -> None:
+    """Say what a LoRA file is, or how a picture was made."""
+    data: dict[str, Any]
+    if file.suffix.lower() == ".png":
+        from ..output import read_png_record
+
+        data = read_png_record(file)
+        # Without a table: a record is nested, and what is printed can be copied into a scene.
+        typer.echo(json.dumps(data, indent=2, ensure_ascii=as_json))
+        return
+    from ..lora.inspect import inspect_lora
+
+    data = inspect_lora(file).model_dump(mode="json")
+    if as_json:
+        typer.echo(json.dumps(data, indent=2))
+        return
+    show_values({key.replace("_", " "): value for key, value in data.items()})
+
+
+def show_values(values: dict[str, Any]) -> None:
+    """Print names and values, one a line; nested ones with dots, empty ones as a dash."""
+    table = _table()
+    for key, value in _flat(values):
+        table.add_row(key, value)
+    show(table)
+
+
+def show(table: Any) -> None:
+    """Print a rich table on standard output; as wide as it needs to be in a pipe."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(80, Console(width=1000).measure(table).maximum))
+    console.print(table)
+
+
+def _table(*headings: str) -> Any:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    # Text: a heading or value with square brackets is not markup.
+    table = Table(box=box.SIMPLE_HEAD if headings else None, show_header=bool(headings))
+    for heading in headings or ("", ""):
+        whole = heading in ("method", "settings (--set)")  # these are to be typed as they stand
+        table.add_column(Text(heading), overflow="fold", no_wrap=whole)
+    return table
+
+
+def _flat(values: dict[str, Any], above: str = "") -> list[tuple[str, Any]]:
+    from rich.text import Text
+
+    lines: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            lines += _flat(value, f"{above}{key}.")
+        else:
+            items = value if isinstance(value, list | tuple) else [value]
+            words = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in items if v is not None]
+            lines.append((f"{above}{key}", Text(", ".join(words) or "-")))
+    return lines

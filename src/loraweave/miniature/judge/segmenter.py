@@ -1,0 +1,47 @@
+"""The judge's eyes: a small convolutional network that names the class at every place."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride, 1), nn.GroupNorm(8, outputs), nn.SiLU(),
+        nn.Conv2d(outputs, outputs, 3, 1, 1), nn.GroupNorm(8, outputs), nn.SiLU(),
+    )  # fmt: skip
+
+
+class Segmenter(nn.Module):
+    """Class scores at half resolution from pictures in [-1, 1].
+
+    Args:
+        classes: number of classes; class 0 is the background.
+        channels: widths at a half, a quarter, an eighth and a sixteenth of the resolution.
+    """
+
+    def __init__(self, classes: int, channels: tuple[int, ...] = (16, 32, 64, 96)):
+        super().__init__()
+        self.stem = nn.Conv2d(3, channels[0], 5, 2, 2)
+        self.down = nn.ModuleList(
+            [_block(channels[0], channels[0])]
+            + [_block(a, b, 2) for a, b in zip(channels, channels[1:])]
+        )
+        self.up = nn.ModuleList(
+            [_block(b + a, a) for a, b in zip(channels[:-1], channels[1:])][::-1]
+        )
+        self.head = nn.Conv2d(channels[0], classes, 1)
+
+    def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B K H/2 W/2"]:
+        """Scores before the softmax."""
+        x, skips = self.stem(pixels), []
+        for block in self.down:
+            x = block(x)
+            skips.append(x)
+        x = skips.pop()
+        for block in self.up:
+            skip = skips.pop()
+            x = F.interpolate(x, skip.shape[-2:], mode="nearest")
+            x = block(torch.cat([x, skip], 1))
+        return self.head(x)

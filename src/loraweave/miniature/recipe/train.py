@@ -1,0 +1,124 @@
+"""The miniature from nothing: every stage in its order, each resumable."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+from ...errors import TrainingError
+from ..judge import Judge
+from ..world import FIRST_WORLD, WorldSettings
+from .base import train_base
+from .calibrate import calibrated
+from .judge import new_judge, save_judge, train_segmenter
+from .loras import train_concepts
+from .pool import build_pool
+from .run import Run
+from .tokenizer import train_tokenizer
+from .vae import train_vae
+
+
+@dataclass(frozen=True)
+class Size:
+    """How long each stage is, and for which pictures.
+
+    Attributes:
+        world: the part of the world that is learned.
+        pixels: side of the pictures.
+        vae_steps, base_steps, judge_steps: optimiser steps.
+        pool: scenes that the base learns from.
+    """
+
+    world: WorldSettings
+    pixels: int
+    vae_steps: int
+    base_steps: int
+    judge_steps: int
+    pool: int
+
+
+SIZES = {
+    "small": Size(FIRST_WORLD, 128, 2800, 3500, 1000, 16_000),
+    "trial": Size(FIRST_WORLD, 128, 4, 4, 4, 64),
+}
+"""`small` is what ships; `trial` runs every stage for a moment, to see that it works."""
+
+
+def train_miniature(folder: str | Path, size: str = "small", seed: int = 0) -> dict[str, str]:
+    """Train tokenizer, autoencoder, base, LoRAs and judge into `folder`; resumes what is there.
+
+    Args:
+        folder: where checkpoints, the log and the result go; `folder/weights` has the layout of
+            the weights that ship with the package.
+        size: a name of `SIZES`.
+        seed: of everything random.
+
+    Returns:
+        The result's folder and the size.
+
+    Raises:
+        TrainingError: no such size.
+    """
+    if size not in SIZES:
+        raise TrainingError(f"no size {size!r}; there are: {', '.join(SIZES)}")
+    recipe, run = SIZES[size], Run(Path(folder), seed)
+    run.log("start", size=size, seed=seed, torch=torch.__version__)
+    tokenizer = train_tokenizer(seed=seed)
+    vae = _autoencoder(run, recipe)
+    pipe = _base(run, recipe, tokenizer, vae)
+    loras = train_concepts(pipe, run.folder)
+    judge = _judge(run, recipe, vae)
+    judge = calibrated(run, judge, pipe, loras)
+    weights = collect(run.folder, pipe, judge)
+    return {"folder": str(weights), "size": size}
+
+
+def _autoencoder(run: Run, recipe: Size) -> AutoencoderKL:
+    path = run.folder / "vae"
+    if path.exists():
+        return AutoencoderKL.from_pretrained(path, use_safetensors=True).eval()
+    vae = train_vae(run, recipe.world, recipe.pixels, recipe.vae_steps)
+    vae.save_pretrained(path)
+    return vae
+
+
+def _base(run: Run, recipe: Size, tokenizer, vae: AutoencoderKL) -> StableDiffusionPipeline:
+    path = run.folder / "base"
+    if not path.exists():
+        pool = build_pool(run, vae, recipe.world, recipe.pixels, recipe.pool)
+        train_base(run, tokenizer, vae, pool, recipe.base_steps).save_pretrained(path)
+    return StableDiffusionPipeline.from_pretrained(
+        path, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        local_files_only=True, use_safetensors=True,
+    )  # fmt: skip
+
+
+def _judge(run: Run, recipe: Size, vae: AutoencoderKL) -> Judge:
+    segmenter = train_segmenter(run, vae, recipe.world, recipe.judge_steps)
+    return new_judge(segmenter, vae, recipe.world)
+
+
+def collect(folder: Path, pipe: StableDiffusionPipeline, judge: Judge) -> Path:
+    """Bring the results together as they ship: fp16, one folder for base, LoRAs and judge."""
+    weights = folder / "weights"
+    fresh = folder / "weights.new"
+    shutil.rmtree(fresh, ignore_errors=True)
+    pipe.to(torch.float16).save_pretrained(fresh / "base", safe_serialization=True)
+    pipe.to(torch.float32)
+    shutil.copytree(folder / "loras", fresh / "loras", ignore=shutil.ignore_patterns("*.state"))
+    save_judge(judge, fresh / "judge")
+    shutil.rmtree(weights, ignore_errors=True)
+    fresh.rename(weights)
+    (weights / "log.json").write_text(json.dumps(summary(folder), indent=1) + "\n")
+    return weights
+
+
+def summary(folder: Path) -> list[dict]:
+    """Every tenth line of the log of figures, and the last of each stage."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    last = {line["stage"]: i for i, line in enumerate(lines)}
+    return [line for i, line in enumerate(lines) if i % 10 == 0 or i == last[line["stage"]]]
