@@ -111,8 +111,10 @@ class TestGenerate:
             "loras": {name: str(path) for name, path in lora_files.items()},
         }  # fmt: skip
         (tmp_path / "scene.json").write_text(json.dumps(scene))
-        result = run("generate", "--scene", tmp_path / "scene.json", "--base", base_folder,
-                     "--method", "merge", "-o", out / "a.png", "--json", "--device", "cpu")  # fmt: skip
+        result = run(
+            "generate", "--scene", tmp_path / "scene.json", "--base", base_folder, "--method",
+            "merge", "-o", out / "a.png", "--json", "--device", "cpu",
+        )  # fmt: skip
         assert json.loads(result.stdout)["images"][0]["seed"] == 5
 
     def test_again_from_the_picture(self, out, model, base_folder):
@@ -136,8 +138,10 @@ class TestGenerate:
 
     def test_again_with_another_file_says_so(self, out, model, base_folder, lora_files):
         run("generate", PROMPT, *model, "-o", out / "a.png")
-        result = run("generate", "--from", out / "a.png", "--base", base_folder, "-o",
-                     out / "b.png", f"--lora=cat={lora_files['dog']}", "--device", "cpu")  # fmt: skip
+        result = run(
+            "generate", "--from", out / "a.png", "--base", base_folder, "-o", out / "b.png",
+            f"--lora=cat={lora_files['dog']}", "--device", "cpu",
+        )  # fmt: skip
         assert "note: the LoRA 'cat' is not the file" in result.stderr
 
     def test_again_needs_the_base(self, out, model):
@@ -148,7 +152,7 @@ class TestGenerate:
 
     def test_an_existing_picture_stays_until_the_new_one_is_there(self, out, model):
         (out / "a.png").write_text("old")
-        result = run("generate", PROMPT, *model, "-o", out / "a.png", "--set", "refinements=no")
+        result = run("generate", PROMPT, *model, "-o", out / "a.png", "--set", "refinements=-1")
         assert result.exit_code == 2
         assert (out / "a.png").read_text() == "old"
         run("generate", PROMPT, *model, "-o", out / "a.png")
@@ -256,7 +260,7 @@ class TestRefused:
             (["--lora", "cat"], ["name=path"]),
             (["--lora", "cat=x.safetensors"], ["'cat'", "twice"]),
             (["--width", 33], ["width", "multiple of 8"]),
-            (["--height", 8], ["8"]),
+            (["--height", 8200], ["height", "8192"]),
             (["--width", -8], ["width"]),
             (["--steps", 0], ["num_inference_steps"]),
             (["--guidance", "nan"], ["guidance_scale"]),

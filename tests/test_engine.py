@@ -1,4 +1,4 @@
-"""Passes in one batch, recorded attention, early stop, gradients: all against plain computations."""
+"""Passes in one batch, recorded attention, early stop, gradients, against plain computations."""
 
 import copy
 from contextlib import contextmanager
@@ -236,13 +236,16 @@ def test_frozen_gives_back_flags_modes_and_checkpointing():
             [getattr(m, "gradient_checkpointing", None) for m in pipe.unet.modules()],
         )
 
-    before = state()
-    with pytest.raises(KeyboardInterrupt), frozen(pipe.unet, pipe.text_encoder):
-        flags, modes, checkpointed = state()
-        assert not any(flags)
-        assert not any(modes)
-        assert not any(checkpointed)
-        raise KeyboardInterrupt
+    before, inside = state(), []
+
+    def interrupted():
+        with frozen(pipe.unet, pipe.text_encoder):
+            inside.extend(state())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert [any(flags) for flags in inside] == [False] * 3
     assert state() == before
 
 
@@ -412,11 +415,13 @@ def test_gradient_checkpointing_in_the_users_model_changes_nothing(loras, mode):
     torch.testing.assert_close(found[1], found[0], atol=1e-12, rtol=0)
 
 
-def test_large_pictures_are_differentiated_pass_by_pass(pipe, loras):
+def test_large_pictures_are_differentiated_pass_by_pass(pipe, loras, monkeypatch):
+    z = latents()
     with engine(pipe, loras) as (executor, passes):
-        for side, calls in ((16, 1), (64, 6)):  # one graph; all maps first, then pass by pass
+        for limit, calls in ((3 * 256, 1), (3 * 256 - 1, 6)):  # one graph; or all, then one by one
+            monkeypatch.setattr("loraweave.denoise.executor.LARGEST_JOINT_GRAPH", limit)
             before = executor.calls.forward
-            executor.gradient(passes, latents(side, side), lambda z: z, T, loss_of)
+            executor.gradient(passes, z, lambda z: z, T, loss_of)
             assert executor.calls.forward - before == calls
 
 

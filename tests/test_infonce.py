@@ -1,6 +1,7 @@
 """CLoRA's loss: InfoNCE over attention maps."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -126,7 +127,7 @@ def test_a_small_step_against_the_gradient_lowers_the_loss():
         value = info_nce(normalized(maps), labels, TAU)
         losses.append(value.item())
         maps = (maps - 0.05 * torch.autograd.grad(value, maps)[0]).detach()
-    assert all(after < before for before, after in zip(losses, losses[1:]))
+    assert all(after < before for before, after in pairwise(losses))
 
 
 def test_gradient_is_that_of_finite_differences():

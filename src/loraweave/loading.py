@@ -62,7 +62,7 @@ def _from_folder(path: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
         raise ModelNotFound(f"{path} holds a {kind}; a StableDiffusionPipeline (SD 1.x) is needed")
     try:
         return StableDiffusionPipeline.from_pretrained(
-            path, torch_dtype=dtype, local_files_only=True, safety_checker=None,
+            path, dtype=dtype, local_files_only=True, safety_checker=None,
             feature_extractor=None, requires_safety_checker=False, use_safetensors=True,
         )  # fmt: skip
     except Exception as error:  # the loader raises many kinds for incomplete folders
@@ -81,7 +81,7 @@ def _from_file(path: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
         )
     try:
         return StableDiffusionPipeline.from_single_file(
-            str(path), config=str(config), torch_dtype=dtype, local_files_only=True,
+            str(path), config=str(config), dtype=dtype, local_files_only=True,
             safety_checker=None, feature_extractor=None, requires_safety_checker=False,
         )  # fmt: skip
     except Exception as error:  # the loader raises many kinds for foreign checkpoints

@@ -1,9 +1,8 @@
 """What a composition returns, and pictures that carry how they were made."""
 
-import hashlib
+import io
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -14,6 +13,7 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from .errors import SceneError
+from .files import write_atomically
 
 LIBRARIES = ("loraweave", "torch", "diffusers", "transformers")
 JSON_KEY = "loraweave"
@@ -75,15 +75,9 @@ def save_png(image: Image.Image, path: str | Path, record: Mapping[str, Any]) ->
     info = PngImagePlugin.PngInfo()
     info.add_text("parameters", _parameters(image, record))
     info.add_text(JSON_KEY, json.dumps(record))
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".png")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            image.save(file, "PNG", pnginfo=info)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", pnginfo=info)
+    write_atomically(path, buffer.getvalue())
     return path
 
 
@@ -91,6 +85,8 @@ def check_output_path(path: Path) -> None:
     """Raise SceneError if a PNG cannot be written there."""
     if path.suffix.lower() != ".png":
         raise SceneError(f"{path} is not a .png; pictures are written as PNG")
+    if path.is_dir():
+        raise SceneError(f"{path} is a folder; give the name of a file")
     if not path.parent.is_dir():
         raise SceneError(f"the folder {path.parent} does not exist; create it first")
     if not os.access(path.parent, os.W_OK):
@@ -106,22 +102,19 @@ def read_png_record(path: str | Path) -> dict[str, Any]:
     try:
         with Image.open(path) as image:
             text = image.info.get(JSON_KEY)
-    except OSError as error:
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise SceneError(f"cannot read the picture {path}: {error}") from None
     if not text:
         raise SceneError(f"{path} carries no LoRAWeave record; it was made or saved elsewhere")
+    kinds = {"scene": dict, "method": str, "settings": dict, "base": dict, "loras": dict}
     try:
         record = json.loads(text)
-        record["scene"], record["method"]
-    except (ValueError, KeyError, TypeError):
-        raise SceneError(f"the LoRAWeave record in {path} is damaged") from None
+        whole = all(isinstance(record[key], kind) for key, kind in kinds.items())
+    except (ValueError, KeyError, TypeError, RecursionError):
+        whole = False
+    if not whole:
+        raise SceneError(f"the LoRAWeave record in {path} is damaged")
     return record
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _parameters(image: Image.Image, record: Mapping[str, Any]) -> str:

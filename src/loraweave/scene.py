@@ -292,7 +292,9 @@ def _read(path: Path) -> Any:
 
 def _below(folder: Path, model: BaseModel, field: str) -> BaseModel:
     path = getattr(model, field)
-    return model if path is None else model.model_copy(update={field: folder / path})
+    if path is None or str(path).startswith("miniature:"):  # ships with the package
+        return model
+    return model.model_copy(update={field: folder / path})
 
 
 def _readable(error: ValidationError, keys: list[str]) -> str:

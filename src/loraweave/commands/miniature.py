@@ -105,7 +105,7 @@ def _drawn(concept: str | None, count: int, size: int, seed: int) -> tuple[list[
 
 
 def _write_folder(folder: Path, images: list[Any], captions: list[str]) -> list[Path]:
-    from ..lora.save import write_atomically
+    from ..files import write_atomically
     from ..train.prior import save_png
 
     paths = [folder / f"{n:05d}.png" for n in range(len(images))]

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image, ImageDraw, ImageFont
 
-from ..lora.save import write_atomically
+from ..files import write_atomically
 from ..output import ComposeOutput
 
 WHITE, GREY, FAINT = (255, 255, 255), (56, 58, 64), (205, 208, 214)

@@ -5,7 +5,6 @@ damaged LoRA under the right name.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -15,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from loraweave.errors import LoraError
+from loraweave.files import write_atomically
 from loraweave.lora.alphas import HEADER_CONFIG
 
 Format = Literal["kohya", "diffusers"]
@@ -89,17 +89,6 @@ def _with_metadata(data: bytes, texts: Mapping[str, str]) -> bytes:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the tensors must start at a multiple of 8
     return len(text).to_bytes(8, "little") + text + data[8 + length :]
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that `path` is always either the old or the whole new file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def lora_metadata(

@@ -1,14 +1,18 @@
 """What every method looks like."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ..denoise.composition import Composition
-from ..denoise.executor import Executor
-from ..denoise.loop import Stage, StepScheduler
 from ..errors import MethodError
+
+if TYPE_CHECKING:
+    from ..denoise.composition import Composition
+    from ..denoise.executor import Executor
+    from ..denoise.loop import Stage, StepScheduler
 
 
 class MethodSettings(BaseModel):
@@ -31,7 +35,7 @@ class Method:
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
 
     def __init__(self, settings: MethodSettings | dict[str, Any] | None = None):
-        if not isinstance(settings, self.Settings):
+        if type(settings) is not self.Settings:  # another method's are an error, not ignored
             given = settings.model_dump() if isinstance(settings, MethodSettings) else settings
             try:
                 settings = self.Settings(**(given or {}))

@@ -76,6 +76,7 @@ def judge_accuracy(judge: Judge, vae, count: int) -> float:
 
 def single_class(pipe, judge: Judge, count: int) -> float:
     """`a cat in the snow`: exactly one instance, of that class."""
+
     def shows(kind: str, seed: int) -> bool:
         image = _draw(pipe, f"a {kind} in the {_place(seed)}", CHECK_SEED + seed).images[0]
         return [i.kind for i in judge.instances(image, 1)] == [kind]

@@ -51,9 +51,7 @@ CONCEPTS: dict[str, ConceptSpec] = {
 }  # fmt: skip
 
 
-def draw_concepts(
-    names: Sequence[str], background: str, seed: int, size: int = 128
-) -> Rendering:
+def draw_concepts(names: Sequence[str], background: str, seed: int, size: int = 128) -> Rendering:
     """A scene with these concepts, left to right, placed by `seed`."""
     rng = random.Random(f"concepts {seed}")
     subjects = place_subjects(rng, [CONCEPTS[name].subject for name in names])

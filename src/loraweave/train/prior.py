@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from loraweave.errors import TrainingError
-from loraweave.lora.save import write_atomically
+from loraweave.files import write_atomically
 from loraweave.train.data import Example, find_examples
 from loraweave.train.settings import TrainSettings
 

@@ -14,7 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from loraweave.errors import TrainingError
-from loraweave.lora.save import write_atomically
+from loraweave.files import write_atomically
 
 ADAPTER = "loraweave_training"
 _FORMAT = 1

@@ -1,5 +1,7 @@
 """The judge's eyes: a small convolutional network that names the class at every place."""
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -26,11 +28,9 @@ class Segmenter(nn.Module):
         self.stem = nn.Conv2d(3, channels[0], 5, 2, 2)
         self.down = nn.ModuleList(
             [_block(channels[0], channels[0])]
-            + [_block(a, b, 2) for a, b in zip(channels, channels[1:])]
+            + [_block(a, b, 2) for a, b in itertools.pairwise(channels)]
         )
-        self.up = nn.ModuleList(
-            [_block(b + a, a) for a, b in zip(channels[:-1], channels[1:])][::-1]
-        )
+        self.up = nn.ModuleList([_block(b + a, a) for a, b in itertools.pairwise(channels)][::-1])
         self.head = nn.Conv2d(channels[0], classes, 1)
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B K H/2 W/2"]:

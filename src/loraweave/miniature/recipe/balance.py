@@ -19,7 +19,7 @@ FLOOR = 0.3
 
 @torch.no_grad()
 def balance(
-    vae: AutoencoderKL, latents: Float[Tensor, "N C h w"], spread: Float[Tensor, "C"]
+    vae: AutoencoderKL, latents: Float[Tensor, "N C h w"], spread: Float[Tensor, " C"]
 ) -> tuple[Tensor, Tensor]:
     """Fold centring, rotation to principal axes and scaling into the autoencoder, in place.
 
@@ -44,7 +44,8 @@ def balance(
 
     channels = len(centre)
     before, after = vae.quant_conv, vae.post_quant_conv
-    assert before is not None and after is not None
+    assert before is not None
+    assert after is not None
     mean_weight, log_weight = before.weight.double().flatten(1).split(channels)
     mean_bias = before.bias.double()[:channels]  # type: ignore[union-attr]
     weight = torch.cat([forward @ mean_weight, torch.zeros_like(log_weight)])

@@ -32,9 +32,7 @@ def calibrated(
                 generator=torch.Generator().manual_seed(50_000 + seed),
             )  # fmt: skip
             instances = judge.instances(output.images[0], 1)
-            found += [
-                i.similarities[name] for i in instances if i.kind == judge_kind(judge, name)
-            ]
+            found += [i.similarities[name] for i in instances if i.kind == judge_kind(judge, name)]
         least[name] = float(np.percentile(found, PERCENTILE)) if found else 1.0
         run.log("calibrate", name=name, instances=len(found), least_similarity=least[name])
     return Judge(

@@ -28,9 +28,7 @@ def noun_targets(
     subjects that the noun stands for ("two cats").
     """
     texts = [c.text for c in captions]
-    encoded = tokenizer(
-        texts, padding="max_length", truncation=True, return_offsets_mapping=True
-    )
+    encoded = tokenizer(texts, padding="max_length", truncation=True, return_offsets_mapping=True)
     samples, tokens, places = [], [], []
     for b, caption in enumerate(captions):
         offsets = encoded["offset_mapping"][b]

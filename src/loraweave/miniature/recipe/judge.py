@@ -154,4 +154,3 @@ def new_judge(segmenter: Segmenter, vae: AutoencoderKL, world: WorldSettings) ->
     return Judge(
         segmenter, world.kinds, least_areas(world), concept_descriptors(vae), Thresholds({}, 0.02)
     )
-

@@ -5,7 +5,6 @@ that was interrupted goes on exactly as if it had not been.
 """
 
 import json
-import os
 import time
 import zlib
 from collections.abc import Iterator
@@ -35,7 +34,7 @@ class Run:
         """Write a checkpoint; a crash while writing leaves the previous one."""
         temporary = self.folder / f"{stage}.pt.tmp"
         torch.save(state, temporary)
-        os.replace(temporary, self.folder / f"{stage}.pt")
+        temporary.replace(self.folder / f"{stage}.pt")
 
     def load(self, stage: str) -> dict[str, Any] | None:
         """The stage's checkpoint, if there is one."""
@@ -48,7 +47,7 @@ class Run:
         return torch.Generator().manual_seed(key)
 
     def steps(self, stage: str, first: int, total: int, every: int = 50) -> Iterator["Step"]:
-        """Count steps from `first` to `total` with a progress bar and a line of figures at times."""
+        """Count steps from `first` to `total`, with a progress bar and the figures logged."""
         clock = time.monotonic()
         sums: dict[str, float] = {}
         for number in track(range(first, total), f"miniature: {stage}", total=total - first):

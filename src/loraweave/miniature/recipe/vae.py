@@ -110,7 +110,9 @@ def train_vae(
 
 
 @torch.no_grad()
-def balanced(vae: AutoencoderKL, world: WorldSettings, size: int, count: int = 512) -> AutoencoderKL:
+def balanced(
+    vae: AutoencoderKL, world: WorldSettings, size: int, count: int = 512
+) -> AutoencoderKL:
     """Balance the latents by those of `count` drawings."""
     means, variances = [], []
     for start in range(0, count, 32):

@@ -48,7 +48,8 @@ def draw_background(name: str, width: int, height: int, seed: int) -> Image.Imag
         for _ in range(9):
             x, top = rng.uniform(0, w), line - rng.uniform(0.22, 0.45) * h
             draw.rectangle((x - 0.012 * w, line - 0.1 * h, x + 0.012 * w, line), fill=(84, 62, 44))
-            draw.polygon([(x, top), (x - 0.09 * w, line - 0.05 * h), (x + 0.09 * w, line - 0.05 * h)],
+            foot = line - 0.05 * h
+            draw.polygon([(x, top), (x - 0.09 * w, foot), (x + 0.09 * w, foot)],
                          fill=rng.choice([(34, 92, 54), (44, 104, 62), (28, 80, 50)]))  # fmt: skip
     elif name == "city":
         x = 0.0

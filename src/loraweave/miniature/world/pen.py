@@ -47,8 +47,8 @@ class Pen:
 
     def _targets(self, colour: RGB | None):
         if colour is None:
-            return ((self._draw, self.body_colour + (255,)), (self._mask_draw, 255))
-        return ((self._draw, colour + (255,)),)
+            return ((self._draw, (*self.body_colour, 255)), (self._mask_draw, 255))
+        return ((self._draw, (*colour, 255)),)
 
     def ellipse(self, cx: float, cy: float, rx: float, ry: float, colour: RGB | None = None):
         """An ellipse; without `colour` it is part of the patterned body."""
@@ -91,9 +91,7 @@ class Pen:
             step, width = 0.155, 0.065
             for i in range(8):
                 x = (0.03 + i * step) * s
-                draw.polygon(
-                    [(x, 0), (x + width * s, 0), (x + width * s, s), (x, s)], fill=255
-                )
+                draw.polygon([(x, 0), (x + width * s, 0), (x + width * s, s), (x, s)], fill=255)
         elif name == "spotted":
             step, r = 0.19, 0.056
             for row in range(7):
@@ -112,7 +110,7 @@ class Pen:
             raise ValueError(f"unknown pattern {name!r}")
         if self.mirrored:
             paint = paint.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        self.layer.paste(self.second + (255,), mask=ImageChops.multiply(paint, self.mask))
+        self.layer.paste((*self.second, 255), mask=ImageChops.multiply(paint, self.mask))
 
     def shadow(self):
         """A soft darkening of the body's lower edge, so that flat colours have volume."""

@@ -116,6 +116,5 @@ def sample_drawing(seed: int, world: WorldSettings = FULL_WORLD) -> Drawing:
         kinds = rng.sample(world.kinds, n)
     rng.shuffle(kinds)
     subjects = [sample_subject(rng, kind, world) for kind in kinds]
-    return Drawing(
-        place_subjects(rng, subjects, world.above), rng.choice(world.backgrounds), rng.randrange(2**31)
-    )
+    placed = place_subjects(rng, subjects, world.above)
+    return Drawing(placed, rng.choice(world.backgrounds), rng.randrange(2**31))

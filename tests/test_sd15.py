@@ -1,0 +1,121 @@
+"""Stable Diffusion 1.5 at its real size and shape, with random weights.
+
+It shows that nothing depends on the small models of the other tests: names of modules, widths,
+the level that is read, half-precision files, memory. About 3 GB of disk and 6 GB of memory.
+"""
+
+import resource
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+import loraweave
+from loraweave.backbone.sd1 import StableDiffusion1
+from loraweave.backbone.sites import cross_attention_sites
+from tiny import random_lora, tiny_tokenizer
+
+WIDTHS = (320, 640, 1280, 1280)
+
+
+def filled(make, seed: int) -> nn.Module:
+    """A model with cheap random weights in bfloat16: default initialisation would take minutes."""
+    with torch.device("meta"):
+        model = make()
+    model = model.to(torch.bfloat16).to_empty(device="cpu").eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, parameter[0].numel() ** -0.5, generator=generator)
+            else:
+                parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+    return model
+
+
+def save_random_sd15(folder: Path) -> None:
+    """The public configuration of Stable Diffusion 1.5 as a diffusers folder."""
+    tokenizer = tiny_tokenizer()
+    text = CLIPTextConfig(
+        vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
+        num_attention_heads=12, max_position_embeddings=77, projection_dim=768,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    cross = ("CrossAttnDownBlock2D",) * 3, ("CrossAttnUpBlock2D",) * 3
+    pipe = StableDiffusionPipeline(
+        unet=filled(
+            lambda: UNet2DConditionModel(
+                sample_size=64, in_channels=4, out_channels=4, block_out_channels=WIDTHS,
+                layers_per_block=2, cross_attention_dim=768, attention_head_dim=8,
+                down_block_types=(*cross[0], "DownBlock2D"),
+                up_block_types=("UpBlock2D", *cross[1]),
+            ), 1,
+        ),
+        vae=filled(
+            lambda: AutoencoderKL(
+                block_out_channels=(128, 256, 512, 512), latent_channels=4, layers_per_block=2,
+                down_block_types=("DownEncoderBlock2D",) * 4,
+                up_block_types=("UpDecoderBlock2D",) * 4, sample_size=512,
+            ), 2,
+        ),
+        text_encoder=filled(lambda: CLIPTextModel(text), 3),
+        tokenizer=tokenizer,
+        scheduler=DDIMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+            set_alpha_to_one=False, steps_offset=1,
+        ),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipe.save_pretrained(folder)
+
+
+@pytest.mark.slow
+def test_clora_on_stable_diffusion_15(tmp_path, capsys):
+    folder = tmp_path / "sd15"
+    save_random_sd15(folder)
+    pipe = loraweave.load(folder, device="cpu")
+    assert sum(p.numel() for p in pipe.unet.parameters()) == 859_520_964
+    assert sum(p.numel() for p in pipe.text_encoder.parameters()) == 123_060_480
+
+    backbone = StableDiffusion1(pipe)
+    names = {id(site.module): site.name for site in cross_attention_sites(pipe.unet)}
+    read = [names[id(module)].rsplit(".transformer_blocks", 1)[0] for module in backbone.sites]
+    assert len(names) == 16
+    assert backbone.factor == 4
+    assert read == [f"down_blocks.2.attentions.{n}" for n in range(2)] + [
+        f"up_blocks.1.attentions.{n}" for n in range(3)
+    ]
+    assert backbone.published_scale
+    assert backbone.size(None, None) == (512, 512)
+
+    loras = {
+        name: random_lora(
+            pipe, tmp_path / f"{name}.safetensors", rank=8, alpha=8, seed=n, text_encoder=True
+        )
+        for n, name in enumerate("ab")
+    }
+    started = time.monotonic()
+    out = loraweave.compose(
+        pipe, "a [sks cat](a) and a [zwx dog](b) in the meadow", loras=loras, method="clora",
+        settings={"max_update_step": 1, "refinements": 1}, num_inference_steps=2, height=256,
+        width=256, progress=False,
+    )  # fmt: skip
+    seconds = time.monotonic() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    with capsys.disabled():
+        print(f"\nSD 1.5, 2 steps and 2 updates at 256x256: {seconds:.0f} s, {peak:.1f} GB at most")
+
+    assert out.images[0].size == (256, 256)
+    assert out.masks[0].shape == (2, 2, 8, 8)
+    assert out.maps[0].isfinite().all()
+    losses = [loss for _, loss in out.info["losses"][0]]
+    assert len(losses) == 2
+    assert all(0 < loss < 5 for loss in losses)
+    assert out.info["rows"] == 2 * 3 + 2 * 6
+    assert not any(m._forward_hooks for m in pipe.unet.modules())
+    assert out.save(tmp_path / "picture.png").is_file()
