@@ -23,17 +23,18 @@ WIDTHS = (320, 640, 1280, 1280)
 
 
 def filled(make, seed: int) -> nn.Module:
-    """A model with cheap random weights in bfloat16: default initialisation would take minutes."""
+    """A model with weights of one random sequence, again and again, in bfloat16: quick to make."""
     with torch.device("meta"):
         model = make()
     model = model.to(torch.bfloat16).to_empty(device="cpu").eval()
-    generator = torch.Generator().manual_seed(seed)
+    chunk = torch.randn(2**20, generator=torch.Generator().manual_seed(seed)).bfloat16()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(0, parameter[0].numel() ** -0.5, generator=generator)
-            else:
+            if parameter.ndim == 1:
                 parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+                continue
+            repeated = chunk.repeat(-(-parameter.numel() // len(chunk)))[: parameter.numel()]
+            parameter.copy_(repeated.view_as(parameter) * parameter[0].numel() ** -0.5)
     return model
 
 
@@ -102,20 +103,20 @@ def test_clora_on_stable_diffusion_15(tmp_path, capsys):
     started = time.monotonic()
     out = loraweave.compose(
         pipe, "a [sks cat](a) and a [zwx dog](b) in the meadow", loras=loras, method="clora",
-        settings={"max_update_step": 1, "refinements": 1}, num_inference_steps=2, height=256,
+        settings={"max_update_step": 1, "refinements": 0}, num_inference_steps=2, height=256,
         width=256, progress=False,
     )  # fmt: skip
     seconds = time.monotonic() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     with capsys.disabled():
-        print(f"\nSD 1.5, 2 steps and 2 updates at 256x256: {seconds:.0f} s, {peak:.1f} GB at most")
+        print(f"\nSD 1.5, 2 steps and an update at 256x256: {seconds:.0f} s, {peak:.1f} GB at most")
 
     assert out.images[0].size == (256, 256)
     assert out.masks[0].shape == (2, 2, 8, 8)
     assert out.maps[0].isfinite().all()
     losses = [loss for _, loss in out.info["losses"][0]]
-    assert len(losses) == 2
+    assert len(losses) == 1
     assert all(0 < loss < 5 for loss in losses)
-    assert out.info["rows"] == 2 * 3 + 2 * 6
+    assert out.info["rows"] == 3 + 2 * 6
     assert not any(m._forward_hooks for m in pipe.unet.modules())
     assert out.save(tmp_path / "picture.png").is_file()

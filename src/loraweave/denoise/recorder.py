@@ -29,6 +29,7 @@ def attention_probabilities(
     if attn.norm_cross:
         context = attn.norm_encoder_hidden_states(context)
     query = attn.head_to_batch_dim(attn.to_q(hidden_states))
+    assert attn.to_k is not None  # a cross-attention layer always has one
     key = attn.head_to_batch_dim(attn.to_k(context))
     scores = attn.get_attention_scores(query, key)
     return scores.unflatten(0, (-1, attn.heads)).mean(1)
@@ -92,7 +93,7 @@ def recording(sites: Sequence[Attention]) -> Iterator[AttentionRecorder]:
     processor = RecordingProcessor(recorder.put)
     try:
         for site in sites:
-            site.processor = processor
+            site.processor = processor  # type: ignore[assignment]
         yield recorder
     finally:
         for site, old in zip(sites, former):

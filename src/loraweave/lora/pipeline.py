@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 from diffusers import StableDiffusionPipeline
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
 
 from ..errors import LoraError
 from ..scene import Scene
@@ -60,13 +62,14 @@ def _fused(pipe: StableDiffusionPipeline) -> set[str]:
 @contextmanager
 def _without(pipe: StableDiffusionPipeline, names: list[str]) -> Iterator[None]:
     """Switch some of the pipeline's adapters off."""
-    former: list[tuple[BaseTunerLayer, list[str], dict[str, bool]]] = []
+    former: list[tuple[Any, list[str], dict[str, bool]]] = []
     try:
         for model in (pipe.unet, pipe.text_encoder) if names else ():
             for module in model.modules():
                 if isinstance(module, BaseTunerLayer):
+                    layer = cast(nn.Module, module)  # every tuner layer is a module too
                     active = list(module.active_adapters)
-                    grads = {n: p.requires_grad for n, p in module.named_parameters()}
+                    grads = {n: p.requires_grad for n, p in layer.named_parameters()}
                     former.append((module, active, grads))
                     module.set_adapter([n for n in active if n not in names])
         yield

@@ -35,13 +35,15 @@ class Method:
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
 
     def __init__(self, settings: MethodSettings | dict[str, Any] | None = None):
-        if type(settings) is not self.Settings:  # another method's are an error, not ignored
+        own = settings
+        if type(own) is not self.Settings:  # another method's are an error, not ignored
             given = settings.model_dump() if isinstance(settings, MethodSettings) else settings
             try:
-                settings = self.Settings(**(given or {}))
+                own = self.Settings(**(given or {}))
             except ValidationError as error:
                 raise MethodError(_readable(self.name, self.Settings, error)) from None
-        self.settings = settings
+        assert isinstance(own, MethodSettings)
+        self.settings: MethodSettings = own
 
     def check(self, composition: Composition) -> None:
         """Raise MethodError if the method cannot draw this scene."""

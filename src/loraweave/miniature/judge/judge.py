@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -65,7 +66,7 @@ class Judge:
         least = self.least_area[min(max(subjects, 1), max(self.least_area))] * side**2
         found = []
         for k, kind in enumerate(self.kinds, start=1):
-            components, count = ndimage.label(classes == k)
+            components, count = cast(tuple[np.ndarray, int], ndimage.label(classes == k))
             for c in range(1, count + 1):
                 mask = components == c
                 if mask.sum() < least:

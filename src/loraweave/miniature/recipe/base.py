@@ -12,6 +12,7 @@ from ...denoise.recorder import recording
 from .grounding import grounding_loss, noun_targets
 from .pool import Pool
 from .run import Average, Run, ramp
+from .tokenizer import END, START
 from .vae import LATENT_CHANNELS
 
 TEXT_WIDTH = 128
@@ -27,9 +28,9 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
         num_attention_heads=4,
         max_position_embeddings=77,
         projection_dim=TEXT_WIDTH,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.convert_tokens_to_ids(START),  # type: ignore[arg-type]
+        eos_token_id=tokenizer.convert_tokens_to_ids(END),  # type: ignore[arg-type]
+        pad_token_id=tokenizer.convert_tokens_to_ids(END),  # type: ignore[arg-type]
     )
     return CLIPTextModel(config)
 

@@ -20,6 +20,7 @@ from ..judge.verdict import Thresholds
 from ..world import BACKGROUNDS, WorldSettings, render, sample_drawing
 from .pool import pixels_of
 from .run import Average, Run, ramp
+from .vae import decoded, posterior_of
 
 CONCEPT_SHARE = 0.3  # of the training scenes show concepts instead of random subjects
 
@@ -42,10 +43,10 @@ def worn(pixels: Tensor, vae: AutoencoderKL | None, g: torch.Generator) -> Tenso
     """Pictures (B, 3, H, W) after what a generated picture suffers: codec, noise, blur, colour."""
     if vae is not None:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            latents = vae.encode(pixels).latent_dist.mean.float()
+            latents = posterior_of(vae, pixels).mean.float()
             strength = torch.rand(len(latents), 1, 1, 1, generator=g) * 0.5
             noise = torch.randn(latents.shape, generator=g) * latents.std() * strength
-            pixels = vae.decode(latents + noise).sample.float().clamp(-1, 1)
+            pixels = decoded(vae, latents + noise).float().clamp(-1, 1)
     if torch.rand(1, generator=g) < 0.4:
         pixels = F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), mode="reflect"), 3, 1)
     gain = 1 + 0.15 * torch.randn(len(pixels), 3, 1, 1, generator=g)
@@ -119,8 +120,8 @@ def concept_descriptors(vae: AutoencoderKL, views: int = 24) -> dict[str, np.nda
             others = [n for n in CONCEPTS if n != name]
             names = [name] if view % 2 else [name, others[rng.integers(len(others))]]
             drawn = draw_concepts(names, BACKGROUNDS[view % 4], 90_000 + view, SIDE)
-            decoded = through(vae, [drawn.image])[0]
-            half = np.asarray(decoded.resize((SIDE // 2,) * 2, Image.Resampling.BOX)) / 255.0
+            seen = through(vae, [drawn.image])[0]
+            half = np.asarray(seen.resize((SIDE // 2, SIDE // 2), Image.Resampling.BOX)) / 255.0
             found.append(describe(half, drawn.masks[0][1::2, 1::2]))
         descriptors[name] = np.mean(found, axis=0)
     return descriptors
@@ -129,8 +130,8 @@ def concept_descriptors(vae: AutoencoderKL, views: int = 24) -> dict[str, np.nda
 @torch.no_grad()
 def through(vae: AutoencoderKL, images: Sequence[Image.Image]) -> list[Image.Image]:
     """Pictures encoded and decoded."""
-    decoded = vae.decode(vae.encode(pixels_of(images)).latent_dist.mean).sample
-    pixels = ((decoded.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    out = decoded(vae, posterior_of(vae, pixels_of(images)).mean)
+    pixels = ((out.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(p) for p in pixels]
 
 

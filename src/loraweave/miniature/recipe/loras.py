@@ -9,9 +9,14 @@ from ..concepts import CONCEPTS, training_drawings
 from ..world.captions import PLACES
 
 PICTURES = 20
-SETTINGS = TrainSettings(
-    rank=8, alpha=8.0, learning_rate=1e-3, steps=180, batch_size=8, min_snr=5.0, dtype="bfloat16"
-)
+
+
+def lora_settings(steps: int) -> TrainSettings:
+    """How the miniature's LoRAs are trained."""
+    return TrainSettings(
+        rank=8, alpha=8.0, learning_rate=1e-3, steps=steps, batch_size=8,
+        dtype="bfloat16",
+    )  # fmt: skip
 
 
 def write_examples(name: str, folder: Path, count: int = PICTURES, size: int = 128) -> None:
@@ -25,9 +30,8 @@ def write_examples(name: str, folder: Path, count: int = PICTURES, size: int = 1
 
 
 def train_concepts(
-    pipe: StableDiffusionPipeline, folder: Path, names: list[str] | None = None,
-    settings: TrainSettings = SETTINGS,
-) -> dict[str, Path]:  # fmt: skip
+    pipe: StableDiffusionPipeline, folder: Path, steps: int, names: list[str] | None = None
+) -> dict[str, Path]:
     """Train the LoRAs that `folder/loras` does not hold yet; paths by name."""
     out = folder / "loras"
     out.mkdir(parents=True, exist_ok=True)
@@ -40,6 +44,6 @@ def train_concepts(
         write_examples(name, folder / "examples" / name)
         train_lora(
             pipe, folder / "examples" / name, trigger=concept.trigger, class_noun=concept.kind,
-            out=files[name], settings=settings,
+            out=files[name], settings=lora_settings(steps),
         )  # fmt: skip
     return files

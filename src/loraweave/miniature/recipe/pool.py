@@ -16,6 +16,7 @@ from torch import Tensor
 from ...progress import track
 from ..world import Caption, Drawing, WorldSettings, caption_drawing, render, sample_drawing
 from .run import Run
+from .vae import posterior_of
 
 MAX_SUBJECTS = 5
 
@@ -54,7 +55,7 @@ def build_pool(
         rendered = [render(d, size) for d in drawings[start : start + batch]]
         pixels = pixels_of([r.image for r in rendered])
         with torch.autocast("cpu", torch.bfloat16):
-            mean = vae.encode(pixels).latent_dist.mean
+            mean = posterior_of(vae, pixels).mean
         latents.append(mean.half())
         masks.append(cell_masks([r.masks for r in rendered], mean.shape[-1]))
     pool = Pool(torch.cat(latents).contiguous(), torch.cat(masks), drawings)

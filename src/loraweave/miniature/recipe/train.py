@@ -10,6 +10,8 @@ from diffusers import StableDiffusionPipeline
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 from ...errors import TrainingError
+from ...methods import METHODS
+from ..golden import golden_blocks
 from ..judge import Judge
 from ..world import FIRST_WORLD, WorldSettings
 from .base import train_base
@@ -31,6 +33,8 @@ class Size:
         pixels: side of the pictures.
         vae_steps, base_steps, judge_steps: optimiser steps.
         pool: scenes that the base learns from.
+        lora_steps: of each LoRA.
+        calibration: pictures of each LoRA alone for the judge's thresholds.
     """
 
     world: WorldSettings
@@ -39,11 +43,13 @@ class Size:
     base_steps: int
     judge_steps: int
     pool: int
+    lora_steps: int
+    calibration: int
 
 
 SIZES = {
-    "small": Size(FIRST_WORLD, 128, 2800, 3500, 1000, 16_000),
-    "trial": Size(FIRST_WORLD, 128, 4, 4, 4, 64),
+    "small": Size(FIRST_WORLD, 128, 2800, 2600, 600, 16_000, 180, 20),
+    "trial": Size(FIRST_WORLD, 128, 2, 2, 2, 64, 1, 1),
 }
 """`small` is what ships; `trial` runs every stage for a moment, to see that it works."""
 
@@ -70,10 +76,10 @@ def train_miniature(folder: str | Path, size: str = "small", seed: int = 0) -> d
     tokenizer = train_tokenizer(seed=seed)
     vae = _autoencoder(run, recipe)
     pipe = _base(run, recipe, tokenizer, vae)
-    loras = train_concepts(pipe, run.folder)
+    loras = train_concepts(pipe, run.folder, recipe.lora_steps)
     judge = _judge(run, recipe, vae)
-    judge = calibrated(run, judge, pipe, loras)
-    weights = collect(run.folder, pipe, judge)
+    judge = calibrated(run, judge, pipe, loras, recipe.calibration)
+    weights = collect(run.folder, judge, pipe)
     return {"folder": str(weights), "size": size}
 
 
@@ -102,18 +108,23 @@ def _judge(run: Run, recipe: Size, vae: AutoencoderKL) -> Judge:
     return new_judge(segmenter, vae, recipe.world)
 
 
-def collect(folder: Path, pipe: StableDiffusionPipeline, judge: Judge) -> Path:
-    """Bring the results together as they ship: fp16, one folder for base, LoRAs and judge."""
-    weights = folder / "weights"
-    fresh = folder / "weights.new"
+def collect(folder: Path, judge: Judge, pipe: StableDiffusionPipeline) -> Path:
+    """Bring the results together as they ship: fp16, one folder for base, LoRAs and judge.
+
+    A folder of weights that is there already is replaced as a whole.
+    """
+    weights, fresh = folder / "weights", folder / "weights.new"
     shutil.rmtree(fresh, ignore_errors=True)
     pipe.to(torch.float16).save_pretrained(fresh / "base", safe_serialization=True)
-    pipe.to(torch.float32)
     shutil.copytree(folder / "loras", fresh / "loras", ignore=shutil.ignore_patterns("*.state"))
     save_judge(judge, fresh / "judge")
+    pipe.to(torch.float32)  # with the rounding of fp16, as users will load it
+    loras = {path.stem: path for path in (fresh / "loras").glob("*.safetensors")}
+    golden = {name: golden_blocks(pipe, name, loras).round(4).tolist() for name in METHODS}
+    (fresh / "golden.json").write_text(json.dumps(golden) + "\n")
+    (fresh / "log.json").write_text(json.dumps(summary(folder), indent=1) + "\n")
     shutil.rmtree(weights, ignore_errors=True)
     fresh.rename(weights)
-    (weights / "log.json").write_text(json.dumps(summary(folder), indent=1) + "\n")
     return weights
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
 from ..world import WorldSettings, render, sample_drawing
@@ -24,15 +25,25 @@ def new_vae(size: int, channels: tuple[int, ...] = (24, 32, 64, 64)) -> Autoenco
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
-        down_block_types=("DownEncoderBlock2D",) * n,
-        up_block_types=("UpDecoderBlock2D",) * n,
-        block_out_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * n,  # type: ignore[arg-type]
+        up_block_types=("UpDecoderBlock2D",) * n,  # type: ignore[arg-type]
+        block_out_channels=channels,  # type: ignore[arg-type]
         layers_per_block=1,
         latent_channels=LATENT_CHANNELS,
         norm_num_groups=8,
         sample_size=size,
         mid_block_add_attention=False,
     )
+
+
+def posterior_of(vae: AutoencoderKL, pixels: Tensor) -> DiagonalGaussianDistribution:
+    """The distribution of latents of pictures (B, 3, H, W) in [-1, 1]."""
+    return vae.encode(pixels, return_dict=False)[0]  # type: ignore[arg-type]
+
+
+def decoded(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """Pictures (B, 3, H, W) from latents, about in [-1, 1]."""
+    return vae.decode(latents, return_dict=False)[0]  # type: ignore[arg-type,return-value]
 
 
 def drawn_batch(
@@ -45,7 +56,7 @@ def drawn_batch(
         top, left = torch.randint(0, size - crop + 1, (2,), generator=g).tolist()
         window = np.s_[top : top + crop, left : left + crop]
         images.append(np.asarray(drawn.image)[window])
-        masks.append(drawn.masks.any(0)[window])
+        masks.append(np.any(drawn.masks, axis=0)[window])
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
     return pixels, torch.from_numpy(np.stack(masks)).float()[:, None]
 
@@ -86,9 +97,9 @@ def train_vae(
         for group in optimizer.param_groups:
             group["lr"] = rate * ramp(i, steps)
         with torch.autocast("cpu", torch.bfloat16):
-            posterior = vae.encode(pixels).latent_dist
+            posterior = posterior_of(vae, pixels)
             noise = torch.randn(posterior.mean.shape, generator=g)
-            output = vae.decode((posterior.mean + posterior.std * noise).float()).sample
+            output = decoded(vae, (posterior.mean + posterior.std * noise).float())
         reconstruction = reconstruction_loss(output.float(), pixels, subjects)
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
         divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
@@ -118,7 +129,7 @@ def balanced(
     for start in range(0, count, 32):
         seeds = list(range(start, min(start + 32, count)))
         pixels, _ = drawn_batch(seeds, world, size, size, torch.Generator())
-        posterior = vae.encode(pixels).latent_dist  # type: ignore[union-attr]
+        posterior = posterior_of(vae, pixels)
         means.append(posterior.mean)
         variances.append(posterior.var.mean((0, 2, 3)))
     balance(vae, torch.cat(means), torch.stack(variances).mean(0))
