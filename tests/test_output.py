@@ -33,6 +33,8 @@ def info(**changes) -> dict:
         "settings": {"variant": "improved", "refinement_steps": [0, 10, 20]},
         "base": {"name": "miniature", "sha256": "b" * 64},
         "loras": {"blackcat": {"sha256": "c" * 64}, "golddog": {"sha256": "d" * 64}},
+        "dtype": "float32",
+        "device": "cpu",
         "versions": {"loraweave": "0.1.0", "torch": "2", "diffusers": "3", "transformers": "4"},
         "seeds": [11, 12],
         "losses": [[], []],
@@ -176,7 +178,8 @@ class TestDamagedRecords:
 
     def test_the_record_is_plain_json(self, tmp_path):
         record = json.loads(texts(output().save(tmp_path / "a.png"))["loraweave"])
-        assert set(record) == {"scene", "method", "settings", "base", "loras", "versions"}
+        kept = {"scene", "method", "settings", "base", "dtype", "device", "loras", "versions"}
+        assert set(record) == kept
 
 
 def fail_at(monkeypatch, step: str, error: BaseException) -> None:

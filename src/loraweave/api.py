@@ -142,6 +142,8 @@ def compose(
         "method": method.name,
         "settings": method.settings.model_dump(mode="json"),
         "base": base_identity(pipe),
+        "dtype": str(backbone.dtype).removeprefix("torch."),
+        "device": backbone.device.type,
         "loras": {n: {"sha256": a.sha256} for n, a in adapters.items()},
         "versions": versions(),
         "concepts": [concept.name for concept in scene.concepts],

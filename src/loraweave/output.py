@@ -51,7 +51,7 @@ class ComposeOutput:
 
 def picture_record(info: Mapping[str, Any], index: int) -> dict[str, Any]:
     """The part of `info` that makes picture `index` again."""
-    keys = ("scene", "method", "settings", "base", "loras", "versions")
+    keys = ("scene", "method", "settings", "base", "dtype", "device", "loras", "versions")
     record = {key: info[key] for key in keys}
     record["scene"] = {**info["scene"], "seed": info["seeds"][index]}
     return record

@@ -155,12 +155,15 @@ def differences(record: Mapping[str, Any], info: Mapping[str, Any]) -> list[str]
     found = []
     if record.get("base", {}).get("sha256") != info["base"]["sha256"]:
         found.append("the base model is not the one that the picture was made with")
-    before = record.get("loras", {})
+    loras = record.get("loras", {})
     found += [
         f"the LoRA {name!r} is not the file that the picture was made with"
         for name, lora in info["loras"].items()
-        if name in before and before[name].get("sha256") != lora["sha256"]
+        if name in loras and loras[name].get("sha256") != lora["sha256"]
     ]
+    for key in ("dtype", "device"):
+        if (before := record.get(key, info[key])) != info[key]:
+            found.append(f"the picture was made with {key} {before}, this is {info[key]}")
     for library, number in info["versions"].items():
         old = record.get("versions", {}).get(library)
         if old != number:

@@ -152,11 +152,11 @@ class CLoRAStage:
             size *= (1 - 0.5 * i / max(1, total - 1)) ** 0.5
         if self.step_rule == "literal":
             return size * gradient
-        norm = gradient.norm().clamp(min=torch.finfo(gradient.dtype).tiny)
-        limit = settings.relative_step * latents.norm() * settings.step_size / 20
+        norm = max(gradient.norm().item(), torch.finfo(gradient.dtype).tiny)
+        reach = settings.relative_step * latents.norm().item() / norm  # moves by relative_step
         if self._calibration is None:
-            self._calibration = (settings.relative_step * latents.norm() / norm / 20).item()
-        return gradient * torch.minimum(size * self._calibration + 0 * norm, limit / norm)
+            self._calibration = reach / 20
+        return min(size * self._calibration, reach * settings.step_size / 20) * gradient
 
     # -- section 3.3: masks and fusion --------------------------------------------------------
 
