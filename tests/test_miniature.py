@@ -11,9 +11,9 @@ import loraweave as lw
 from loraweave.errors import LoraError, TrainingError
 from loraweave.lora.inspect import inspect_lora
 from loraweave.miniature.concepts import CONCEPTS, draw_concepts
+from loraweave.miniature.golden import golden_blocks
 from loraweave.miniature.judge import load_judge
 from loraweave.miniature.prompts import pair_scenes
-from loraweave.miniature.golden import golden_blocks
 from loraweave.miniature.recipe.judge import through
 from loraweave.miniature.recipe.train import train_miniature
 from loraweave.miniature.shipped import WEIGHTS, base_folder, lora_file, lora_names

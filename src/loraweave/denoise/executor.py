@@ -128,9 +128,7 @@ class Executor:
         for one, own_pull in zip(passes, pull.split(1)):
             with torch.enable_grad():
                 leaf = latents.clone().requires_grad_()
-                own = _maps(
-                    self.evaluate([one], scale(leaf), t, halves=halves, maps_only=True)
-                )
+                own = _maps(self.evaluate([one], scale(leaf), t, halves=halves, maps_only=True))
             total += torch.autograd.grad(own, leaf, own_pull)[0]
         return value.item(), total
 

@@ -9,7 +9,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ...backbone.sites import reading_sites
 from ...denoise.recorder import recording
-from .grounding import grounding_loss, noun_targets
+from .grounding import grounding_loss, word_targets
 from .pool import Pool
 from .run import Average, Run, ramp
 from .tokenizer import END, START
@@ -119,10 +119,8 @@ def train_base(
         error = error.mean((1, 2, 3))
         weight = (5 / (snr[t] + 1)).clamp(max=1)  # fine detail matters least
         named = [i for i, d in enumerate(dropped.tolist()) if not d]
-        samples, tokens, places = noun_targets(
-            tokenizer, [captions[i] for i in named], masks[named]
-        )
-        grounded, share = grounding_loss(maps[named], samples, tokens, places)
+        targets = word_targets(tokenizer, [captions[i] for i in named], masks[named])
+        grounded, share = grounding_loss(maps[named], *targets)
         loss = (error * weight).mean() + grounding * grounded
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

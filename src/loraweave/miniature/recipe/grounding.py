@@ -2,12 +2,13 @@
 
 Stable Diffusion's noun maps lie on their subjects after billions of pictures; a small model
 trained for an hour solves its task with diffuse maps, and every attention method then measures
-noise. The renderer knows where each subject is, so the base's training rewards a noun's map for
-lying inside its subject's mask (TokenCompose, arXiv 2312.03626, its token-level term) and for
-standing out from the other tokens there.
+noise. The renderer knows where each subject is, so the base's training rewards the map of a noun,
+and of the words before it that belong to it, for lying inside its subject's mask (TokenCompose,
+arXiv 2312.03626, its token-level term) and for standing out from the other tokens there. Words
+without a meaning are among them, because a LoRA's trigger is such a word.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -16,42 +17,56 @@ from transformers import CLIPTokenizer
 
 from ..world import Caption
 
-PRESENCE = 0.25  # a noun should take at least this share of the attention inside its subject
+PRESENCE = {"noun": 0.25, "modifier": 0.1}
+"""The least share of the attention inside its subject that a word should take."""
 
 
-def noun_targets(
+def word_targets(
     tokenizer: CLIPTokenizer, captions: Sequence[Caption], masks: Float[Tensor, "B M h w"]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """For every named noun of a batch: its sample (N,), tokens (N, T) and places (N, L).
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """For every noun and its modifiers in a batch: sample, tokens, places, least presence.
 
-    `tokens` averages over the noun's tokens; `places` is in [0, 1] and joins the masks of all
-    subjects that the noun stands for ("two cats").
+    Shapes (N,), (N, T), (N, L), (N,). `tokens` averages over the word's tokens; `places` is in
+    [0, 1] and joins the masks of all subjects that the word stands for ("two cats").
     """
-    texts = [c.text for c in captions]
-    encoded = tokenizer(texts, padding="max_length", truncation=True, return_offsets_mapping=True)
-    samples, tokens, places = [], [], []
+    encoded = tokenizer(
+        [c.text for c in captions], padding="max_length", truncation=True,
+        return_offsets_mapping=True,
+    )  # fmt: skip
+    samples, tokens, places, presence = [], [], [], []
     for b, caption in enumerate(captions):
         offsets = encoded["offset_mapping"][b]
-        for span in sorted({s for s in caption.nouns if s is not None}):
+        for span, members, kind in _words(caption):
             hits = [t for t, (a, z) in enumerate(offsets) if a < span[1] and z > span[0]]
             if not hits:
                 continue
             row = torch.zeros(len(offsets))
             row[hits] = 1 / len(hits)
-            members = [i for i, s in enumerate(caption.nouns) if s == span]
             samples.append(b)
             tokens.append(row)
             places.append(masks[b, members].sum(0).clamp(max=1).flatten())
-    return torch.tensor(samples), torch.stack(tokens), torch.stack(places)
+            presence.append(PRESENCE[kind])
+    return (
+        torch.tensor(samples), torch.stack(tokens), torch.stack(places), torch.tensor(presence)
+    )  # fmt: skip
+
+
+def _words(caption: Caption) -> Iterator[tuple[tuple[int, int], list[int], str]]:
+    """(span, subjects, kind) of every word that stands for subjects."""
+    for span in sorted({s for s in caption.nouns if s is not None}):
+        yield span, [i for i, s in enumerate(caption.nouns) if s == span], "noun"
+    for i, spans in enumerate(caption.modifiers):
+        for span in spans:
+            yield span, [i], "modifier"
 
 
 def grounding_loss(
-    maps: Float[Tensor, "B L T"], samples: Tensor, tokens: Tensor, places: Tensor
+    maps: Float[Tensor, "B L T"], samples: Tensor, tokens: Tensor, places: Tensor, presence: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The loss, and the mean share of the nouns' attention that lies inside their subjects."""
-    noun = torch.einsum("nlt,nt->nl", maps[samples], tokens)
-    inside = (noun * places).sum(1)
-    share = inside / noun.sum(1).clamp(min=1e-6)
-    presence = inside / places.sum(1).clamp(min=1e-6)
-    loss = (1 - share).square() + 2 * (PRESENCE - presence).clamp(min=0) / PRESENCE
+    """The loss, and the mean share of the words' attention that lies inside their subjects."""
+    word = torch.einsum("nlt,nt->nl", maps[samples], tokens)
+    inside = (word * places).sum(1)
+    share = inside / word.sum(1).clamp(min=1e-6)
+    present = inside / places.sum(1).clamp(min=1e-6)
+    loss = (1 - share).square() + 2 * (presence - present).clamp(min=0) / presence
     return loss.mean(), share.mean()

@@ -38,7 +38,7 @@ def _adjectives(rng: random.Random, subject: Subject, detail: float) -> list[str
         words.append(subject.colour_name)
     if subject.pattern != "plain" and rng.random() < detail * 0.8:
         words.append(subject.pattern)
-    if rng.random() < 0.04:
+    if rng.random() < 0.12:
         words.insert(0, rng.choice(RARE_WORDS))
     return words
 
@@ -65,6 +65,7 @@ def caption_drawing(
     rng = random.Random(f"caption {seed}")  # never in step with the drawing of the same seed
     subjects, out = drawing.subjects, _Writer()
     nouns: list[tuple[int, int] | None] = [None] * len(subjects)
+    modifiers: list[tuple[tuple[int, int], ...]] = [()] * len(subjects)
     order = list(range(len(subjects)))
     relation = _relation(rng, drawing) if relations else None
     if relation is not None:
@@ -87,14 +88,13 @@ def caption_drawing(
         words = _adjectives(rng, first, detail)
         lead = (words or [first.kind])[0]
         out.add("an" if lead[0] in "aeiou" else "a")
-        for word in words:
-            out.add(word)
+        modifiers[members[0]] = tuple(out.add(word) for word in words)
         nouns[members[0]] = out.add(first.kind)
         if extra := _extras(rng, first, detail):
             out.add(extra)
     if rng.random() < 0.35 + 0.6 * detail:
         out.add(PLACES[drawing.background])
-    return Caption(out.text, tuple(nouns))
+    return Caption(out.text, tuple(nouns), tuple(modifiers))
 
 
 def _groups(rng: random.Random, ordered, may_join: bool) -> list[list[int]]:

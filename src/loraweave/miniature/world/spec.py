@@ -72,7 +72,9 @@ class Caption:
 
     `nouns[i]` is the character span (start, end) of the noun of `drawing.subjects[i]` in
     `text`; several subjects may share one span ("two cats"). None when it is not named.
+    `modifiers[i]` are the spans of the words before that noun that belong to it.
     """
 
     text: str
     nouns: tuple[tuple[int, int] | None, ...] = field(default=())
+    modifiers: tuple[tuple[tuple[int, int], ...], ...] = field(default=())
