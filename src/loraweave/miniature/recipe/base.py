@@ -11,7 +11,7 @@ from ...backbone.sites import reading_sites
 from ...denoise.recorder import recording
 from .grounding import grounding_loss, word_targets
 from .pool import Pool
-from .run import Average, Run, ramp
+from .run import Fit, Run
 from .tokenizer import END, START
 from .vae import LATENT_CHANNELS
 
@@ -82,22 +82,13 @@ def train_base(
     text_encoder, unet = new_text_encoder(tokenizer), new_unet(pool.latents.shape[-1])
     unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model = nn.ModuleDict({"text_encoder": text_encoder, "unet": unet})
-    average = Average(model, 0.998)
-    optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=1e-2, betas=(0.9, 0.99))
-    first = 0
-    if state := run.load("base"):
-        first = state["step"]
-        model.load_state_dict(state["model"])
-        average.values = state["average"]
-        optimizer.load_state_dict(state["optimizer"])
+    fit = Fit(run, "base", model, steps=steps, rate=rate, average=0.998, weight_decay=1e-2)
     scheduler = new_scheduler()
     snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
     sites = reading_sites(unet)
-    for step in run.steps("base", first, steps):
+    for step in fit.steps():
         i = step.number
         g = run.generator("base", i)
-        for group in optimizer.param_groups:
-            group["lr"] = rate * ramp(i, steps)
         chosen = torch.randint(len(pool.latents), (batch,), generator=g)
         wordings = torch.randint(2**31, (batch,), generator=g).tolist()
         captions = [pool.caption(n, w) for n, w in zip(chosen.tolist(), wordings)]
@@ -122,20 +113,12 @@ def train_base(
         targets = word_targets(tokenizer, [captions[i] for i in named], masks[named])
         grounded, share = grounding_loss(maps[named], *targets)
         loss = (error * weight).mean() + grounding * grounded
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        average.update(model, i)
+        fit.update(step, loss)
         step.figures |= {
             "loss": (error.detach() * weight).mean().item(), "mse": error.detach().mean().item(),
-            "grounding": grounded.item(), "share": share.item(), "norm": norm.item(),
+            "grounding": grounded.item(), "share": share.item(),
         }  # fmt: skip
-        if (i + 1) % 200 == 0 or i + 1 == steps:
-            run.save("base", {"step": i + 1, "model": model.state_dict(),
-                              "average": average.values,
-                              "optimizer": optimizer.state_dict()})  # fmt: skip
-    model.load_state_dict(average.values)
+    fit.finish()
     return assemble(tokenizer, text_encoder, unet, vae)
 
 

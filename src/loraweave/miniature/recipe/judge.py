@@ -19,7 +19,7 @@ from ..judge.segmenter import Segmenter
 from ..judge.verdict import Thresholds
 from ..world import BACKGROUNDS, WorldSettings, render, sample_drawing
 from .pool import pixels_of
-from .run import Average, Run, ramp
+from .run import Fit, Run
 from .vae import decoded, posterior_of
 
 CONCEPT_SHARE = 0.3  # of the training scenes show concepts instead of random subjects
@@ -62,36 +62,20 @@ def train_segmenter(
     """Train the segmenter, or finish a run that was interrupted."""
     torch.manual_seed(run.seed)
     segmenter = Segmenter(len(world.kinds) + 1)
-    average = Average(segmenter, 0.99)
-    optimizer = torch.optim.AdamW(segmenter.parameters(), rate, weight_decay=1e-3)
-    first = 0
-    if state := run.load("judge"):
-        first = state["step"]
-        segmenter.load_state_dict(state["model"])
-        average.values = state["average"]
-        optimizer.load_state_dict(state["optimizer"])
-    for step in run.steps("judge", first, steps):
+    fit = Fit(run, "judge", segmenter, steps=steps, rate=rate, average=0.99, weight_decay=1e-3)
+    for step in fit.steps():
         i = step.number
         g = run.generator("judge", i)
         seeds = torch.randint(2**31, (batch,), generator=g).tolist()
         scenes = [training_scene(seed, world) for seed in seeds]
         target = torch.from_numpy(np.stack([classes for _, classes in scenes]))
         pixels = worn(pixels_of([image for image, _ in scenes]), vae if i % 2 else None, g)
-        for group in optimizer.param_groups:
-            group["lr"] = rate * ramp(i, steps)
         scores = segmenter(pixels)
         loss = F.cross_entropy(scores, target)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        average.update(segmenter, i)
+        fit.update(step, loss)
         right = (scores.detach().argmax(1) == target)[target > 0].float().mean().item()
         step.figures |= {"loss": loss.item(), "subject_pixels": right}
-        if (i + 1) % 200 == 0 or i + 1 == steps:
-            run.save("judge", {"step": i + 1, "model": segmenter.state_dict(),
-                               "average": average.values,
-                               "optimizer": optimizer.state_dict()})  # fmt: skip
-    segmenter.load_state_dict(average.values)
+    fit.finish()
     return segmenter.eval()
 
 

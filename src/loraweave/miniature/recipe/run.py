@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...progress import track
 
@@ -93,3 +93,58 @@ def ramp(step: int, total: int, warmup: int = 100, flat: float = 0.5) -> float:
         return (step + 1) / warmup
     progress = (step - flat * total) / max(1.0, (1 - flat) * total)
     return 1.0 if progress <= 0 else max(0.02, 1 - progress)
+
+
+class Fit:
+    """A model in training: its optimiser, averaged weights, learning rate and checkpoints.
+
+    Args:
+        run: where checkpoints go.
+        stage: their name.
+        model: trained in place; a checkpoint's weights are loaded at once.
+        steps: of the whole training.
+        rate: the highest learning rate of AdamW.
+        average: decay of the moving average.
+        weight_decay: of AdamW.
+    """
+
+    def __init__(
+        self, run: Run, stage: str, model: nn.Module, *, steps: int, rate: float,
+        average: float, weight_decay: float,
+    ):  # fmt: skip
+        self.run, self.stage, self.model, self.total = run, stage, model, steps
+        self.rate, self.first = rate, 0
+        self.average = Average(model, average)
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), rate, weight_decay=weight_decay, betas=(0.9, 0.99)
+        )
+        if state := run.load(stage):
+            self.first = state["step"]
+            model.load_state_dict(state["model"])
+            self.average.values = state["average"]
+            self.optimizer.load_state_dict(state["optimizer"])
+
+    def steps(self) -> Iterator[Step]:
+        """The steps that are left."""
+        return self.run.steps(self.stage, self.first, self.total)
+
+    def update(self, step: Step, loss: Tensor) -> None:
+        """One optimiser step, and a checkpoint at times."""
+        i = step.number
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate * ramp(i, self.total)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        step.figures["norm"] = norm.item()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.average.update(self.model, i)
+        if (i + 1) % 200 == 0 or i + 1 == self.total:
+            self.run.save(self.stage, {
+                "step": i + 1, "model": self.model.state_dict(), "average": self.average.values,
+                "optimizer": self.optimizer.state_dict(),
+            })  # fmt: skip
+
+    def finish(self) -> None:
+        """Give the model its averaged weights."""
+        self.model.load_state_dict(self.average.values)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..world import WorldSettings, render, sample_drawing
 from .balance import balance
-from .run import Average, Run, ramp
+from .run import Fit, Run
 
 LATENT_CHANNELS = 16
 
@@ -79,23 +79,14 @@ def train_vae(
     """
     torch.manual_seed(run.seed)
     vae = new_vae(size)
-    average = Average(vae, 0.995)
-    optimizer = torch.optim.AdamW(vae.parameters(), rate, weight_decay=1e-4, betas=(0.9, 0.99))
-    first = 0
-    if state := run.load("vae"):
-        first = state["step"]
-        vae.load_state_dict(state["model"])
-        average.values = state["average"]
-        optimizer.load_state_dict(state["optimizer"])
-    for step in run.steps("vae", first, steps):
+    fit = Fit(run, "vae", vae, steps=steps, rate=rate, average=0.995, weight_decay=1e-4)
+    for step in fit.steps():
         i = step.number
         g = run.generator("vae", i)
         whole = i >= 0.85 * steps
         crop, count = (size, max(1, batch // 4)) if whole else (size // 2, batch)
         seeds = torch.randint(2**31, (count,), generator=g).tolist()
         pixels, subjects = drawn_batch(seeds, world, size, crop, g)
-        for group in optimizer.param_groups:
-            group["lr"] = rate * ramp(i, steps)
         with torch.autocast("cpu", torch.bfloat16):
             posterior = posterior_of(vae, pixels)
             noise = torch.randn(posterior.mean.shape, generator=g)
@@ -103,20 +94,13 @@ def train_vae(
         reconstruction = reconstruction_loss(output.float(), pixels, subjects)
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
         divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        (reconstruction + 5e-4 * divergence).backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        average.update(vae, i)
+        fit.update(step, reconstruction + 5e-4 * divergence)
         step.figures |= {
             "loss": reconstruction.item(),
             "kl": divergence.item(),
             "psnr": psnr(output.detach().float().clamp(-1, 1), pixels),
         }
-        if (i + 1) % 200 == 0 or i + 1 == steps:
-            run.save("vae", {"step": i + 1, "model": vae.state_dict(), "average": average.values,
-                             "optimizer": optimizer.state_dict()})  # fmt: skip
-    vae.load_state_dict(average.values)
+    fit.finish()
     return balanced(vae.eval(), world, size)
 
 
