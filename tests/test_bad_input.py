@@ -259,6 +259,8 @@ def test_unknown_settings_and_values(refused):
     refused(MethodError, "'lambda_'", "mask_threshold", settings={"lambda_": 0.3})
     refused(MethodError, "mask_threshold", settings={"mask_threshold": 2})
     refused(MethodError, "variant", settings={"variant": "best"})
+    refused(MethodError, "refinements", "integer", settings={"refinements": False})
+    refused(MethodError, "step_size", "number", settings={"step_size": "20"})
     refused(MethodError, "merge", "'variant'", method="merge", settings={"variant": "improved"})
     refused(MethodError, "merge", method="merge", settings=loraweave.CLoRASettings())
 

@@ -484,7 +484,7 @@ class TestReading:
         texts = ["a=1", "b=0.5", "c=yes", "d=[0, 10]", "e=word", "f=null", "g=a=b", "h=1e-3"]
         assert read_settings(texts) == {
             "a": 1, "b": 0.5, "c": True, "d": [0, 10], "e": "word", "f": None, "g": "a=b",
-            "h": "1e-3",
+            "h": 0.001,
         }  # fmt: skip
 
     @pytest.mark.parametrize("texts", [["a"], ["=1"], ["a=["], ["a=1", "a=2"], ["a=2020-99-99"]])

@@ -22,7 +22,7 @@ from loraweave.lora.pipeline import gather_adapters
 from loraweave.methods import CLoRA
 from loraweave.methods.clora import info_nce, normalized
 from loraweave.scene import Scene
-from tiny import random_lora, tiny_pipeline
+from tiny import tiny_pipeline, two_loras
 
 PROMPT = "a [sks cat](a) and a [zwx dog](b:0.7) in the meadow"
 T = torch.tensor(601)
@@ -45,11 +45,7 @@ def double():
 
 @pytest.fixture(scope="module")
 def loras(pipe, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("loras")
-    return {
-        "a": random_lora(pipe, folder / "a.safetensors", seed=1, text_encoder=True),
-        "b": random_lora(pipe, folder / "b.safetensors", seed=2, convolutions=True),
-    }
+    return two_loras(pipe, tmp_path_factory.mktemp("loras"))
 
 
 @contextmanager

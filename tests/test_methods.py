@@ -26,7 +26,7 @@ from loraweave.lora.pipeline import gather_adapters
 from loraweave.methods import CLoRA, Merge
 from loraweave.methods.clora import concept_groups
 from loraweave.scene import Scene
-from tiny import random_lora, tiny_pipeline
+from tiny import tiny_pipeline, two_loras
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
@@ -50,11 +50,7 @@ def pipe():
 
 @pytest.fixture(scope="module")
 def loras(pipe, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("loras")
-    return {
-        "a": random_lora(pipe, folder / "a.safetensors", seed=1, text_encoder=True),
-        "b": random_lora(pipe, folder / "b.safetensors", seed=2, convolutions=True),
-    }
+    return two_loras(pipe, tmp_path_factory.mktemp("loras"))
 
 
 def draw(pipe, loras, method="clora", prompt=PROMPT, **changes):

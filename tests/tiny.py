@@ -171,3 +171,11 @@ def random_lora(
     config = {"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "target_modules": ["to_q"]}
     (path / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
     return path
+
+
+def two_loras(pipe: StableDiffusionPipeline, folder: Path) -> dict[str, Path]:
+    """LoRAs `a`, with a text encoder's part, and `b`, with convolutions."""
+    return {
+        "a": random_lora(pipe, folder / "a.safetensors", seed=1, text_encoder=True),
+        "b": random_lora(pipe, folder / "b.safetensors", seed=2, convolutions=True),
+    }

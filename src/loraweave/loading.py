@@ -8,10 +8,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from .errors import ModelNotFound
-from .scene import LoraRef, Scene
-
-MINIATURE = "miniature"
-SHIPPED = f"{MINIATURE}:"
+from .scene import MINIATURE, SHIPPED, LoraRef, Scene
 
 
 def load(

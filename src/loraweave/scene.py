@@ -27,6 +27,8 @@ from pydantic import (
 from loraweave.errors import LoraError, PromptSyntaxError, RegionError, SceneError
 from loraweave.prompt import WEIGHT_LIMIT, ParsedPrompt, parse_prompt
 
+MINIATURE = "miniature"  # the base model that ships with the package
+SHIPPED = f"{MINIATURE}:"  # before the name of a LoRA that ships
 MAX_CONCEPTS = 8
 MAX_FILE_BYTES = 1_000_000
 
@@ -292,7 +294,7 @@ def _read(path: Path) -> Any:
 
 def _below(folder: Path, model: BaseModel, field: str) -> BaseModel:
     path = getattr(model, field)
-    if path is None or str(path).startswith("miniature:"):  # ships with the package
+    if path is None or str(path).startswith(SHIPPED):
         return model
     return model.model_copy(update={field: folder / path})
 

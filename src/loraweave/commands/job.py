@@ -8,10 +8,9 @@ from typing import Any
 import typer
 
 from ..errors import LoraError, SceneError
-from ..scene import LoraRef, Scene, scene_from_dict
+from ..scene import MINIATURE, SHIPPED, LoraRef, Scene, scene_from_dict
 from .options import DType
 
-MINIATURE = "miniature"
 DEFAULT_SEED = 7
 
 
@@ -96,7 +95,7 @@ def _shipped(scene: Scene, files: Mapping[str, LoraRef]) -> dict[str, LoraRef]:
     lacking = [n for n in _names(scene) if n in ships and not (n in files and files[n].path)]
     return {
         name: LoraRef(
-            path=Path(f"{MINIATURE}:{name}"), weight=files[name].weight if name in files else 1.0
+            path=Path(f"{SHIPPED}{name}"), weight=files[name].weight if name in files else 1.0
         )
         for name in lacking
     }

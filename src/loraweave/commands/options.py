@@ -95,6 +95,8 @@ def read_settings(texts: Sequence[str] | None) -> dict[str, Any]:
         except Exception as error:  # safe_load lets ValueError, KeyError, ... out for bad values
             reason = str(error).splitlines()[0]
             raise MethodError(f"--set {text!r}: the value is not YAML ({reason})") from None
+        if isinstance(settings[key], str) and _NUMBER.fullmatch(value.strip()):
+            settings[key] = float(value)  # 1e-2, which YAML 1.1 takes for a word
     return settings
 
 

@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from ..errors import TrainingError
+from ..scene import MINIATURE
 from . import options
-from .job import MINIATURE, load_model
+from .job import load_model
 
 
 def train(

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 class MethodSettings(BaseModel):
-    """Settings of a method; unknown names are errors."""
+    """Settings of a method; unknown names are errors, and so is `no` where a number is meant."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Method:

@@ -63,7 +63,7 @@ class CLoRASettings(MethodSettings):
 
     variant: Literal["improved", "faithful"] = "improved"
     max_update_step: int = Field(25, ge=0)
-    refinement_steps: tuple[int, ...] = (0, 10, 20)
+    refinement_steps: tuple[int, ...] = Field((0, 10, 20), strict=False)  # lists too
     refinements: int = Field(20, ge=0)
     temperature: float = Field(0.5, gt=0)
     step_size: float = Field(20.0, ge=0)

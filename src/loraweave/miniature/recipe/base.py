@@ -2,6 +2,7 @@
 
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
@@ -81,6 +82,9 @@ def train_base(
     torch.manual_seed(run.seed)
     text_encoder, unet = new_text_encoder(tokenizer), new_unet(pool.latents.shape[-1])
     unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    # Plain attention: on processors the fused one's backward pass costs 10 % of a step.
+    unet.set_attn_processor(AttnProcessor())
+    text_encoder.set_attn_implementation("eager")
     model = nn.ModuleDict({"text_encoder": text_encoder, "unet": unet})
     fit = Fit(run, "base", model, steps=steps, rate=rate, average=0.998, weight_decay=1e-2)
     scheduler = new_scheduler()
@@ -129,6 +133,8 @@ def assemble(
     """A stock pipeline from its parts, in eval mode."""
     vae.register_to_config(scaling_factor=1.0)  # the latents are balanced, see balance.py
     unet.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    unet.set_attn_processor(AttnProcessor2_0())
+    text_encoder.set_attn_implementation("sdpa")
     return StableDiffusionPipeline(
         vae=vae.eval(), text_encoder=text_encoder.eval(), tokenizer=tokenizer, unet=unet.eval(),
         scheduler=new_scheduler(), safety_checker=None, feature_extractor=None,  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from diffusers import StableDiffusionPipeline
 
 from ...api import compose
 from ...progress import track
+from ..concepts import CONCEPTS
 from ..judge import Judge, Thresholds
 from ..prompts import concept_prompt
 from .run import Run
@@ -32,19 +33,10 @@ def calibrated(
                 generator=torch.Generator().manual_seed(50_000 + seed),
             )  # fmt: skip
             instances = judge.instances(output.images[0], 1)
-            found += [i.similarities[name] for i in instances if i.kind == judge_kind(judge, name)]
+            found += [i.similarities[name] for i in instances if i.kind == CONCEPTS[name].kind]
         least[name] = float(np.percentile(found, PERCENTILE)) if found else 1.0
         run.log("calibrate", name=name, instances=len(found), least_similarity=least[name])
     return Judge(
         judge.segmenter, judge.kinds, judge.least_area, judge.descriptors,
         Thresholds(least, judge.thresholds.least_lead),
     )  # fmt: skip
-
-
-def judge_kind(judge: Judge, name: str) -> str:
-    """The class of a concept, one of those that the judge knows."""
-    from ..concepts import CONCEPTS
-
-    kind = CONCEPTS[name].kind
-    assert kind in judge.kinds
-    return kind
