@@ -388,7 +388,7 @@ class TestReports:
     @pytest.mark.parametrize(
         "command",
         ["generate", "compare", "methods", "inspect", "train", "miniature draw",
-         "miniature train", "miniature check"],
+         "miniature train", "miniature check", "miniature compare"],
     )  # fmt: skip
     def test_help(self, command):
         result = run(*command.split(), "--help")

@@ -10,6 +10,7 @@ from diffusers import StableDiffusionPipeline
 import loraweave as lw
 from loraweave.errors import LoraError, TrainingError
 from loraweave.lora.inspect import inspect_lora
+from loraweave.miniature.compare import TUNING_SEED, compare_methods, comparison_grid, rates
 from loraweave.miniature.concepts import CONCEPTS, draw_concepts
 from loraweave.miniature.golden import golden_blocks
 from loraweave.miniature.judge import load_judge
@@ -87,6 +88,23 @@ def test_golden_pictures(pipe, method):
     """Means of 8x8 blocks of a picture, as they were when the weights were made."""
     blocks = golden_blocks(pipe, method, {name: lora_file(name) for name in CONCEPTS})
     assert np.abs(blocks - np.array(GOLDEN[method])).mean() < 0.02
+
+
+def test_methods_are_compared_on_the_same_noise(tmp_path):
+    scenes = pair_scenes(3, TUNING_SEED)
+    quick = {"clora": {"refinements": 0, "max_update_step": 0}}
+    results = compare_methods(["merge", "clora"], scenes, steps=2, settings=quick)
+    again = compare_methods(["merge"], scenes[1:], steps=2)
+    assert np.array_equal(results["merge"][2][0], again["merge"][1][0])
+    table = rates(results)
+    judged = [verdict for _, verdict in results["clora"]]
+    assert table["clora"]["concepts_right"]["mean"] == sum(v.right for v in judged) / 6
+    assert sum(table["merge"]["outcomes"].values()) == 6
+    assert "minus_merge" not in table["merge"]
+    shares = [table[m]["concepts_right"]["mean"] for m in ("clora", "merge")]
+    assert table["clora"]["minus_merge"]["mean"] == pytest.approx(shares[0] - shares[1], abs=1e-4)
+    comparison_grid(results, scenes, tmp_path / "grid.png", across=2)
+    assert (tmp_path / "grid.png").stat().st_size > 1000
 
 
 def test_recipe_runs_from_nothing_and_resumes(tmp_path):

@@ -134,6 +134,9 @@ def test_first_world_is_a_part_of_the_full_one():
     for seed in range(100):
         drawing = sample_drawing(seed, FIRST_WORLD)
         assert {s.kind for s in drawing.subjects} <= set(FIRST_WORLD.kinds)
+        assert not any(s.mirrored for s in drawing.subjects)
+    full = [s for seed in range(50) for s in sample_drawing(seed, FULL_WORLD).subjects]
+    assert {s.mirrored for s in full} == {True, False}
 
 
 def test_subjects_stay_in_the_picture():

@@ -86,6 +86,37 @@ def check(
         show_values(figures)
 
 
+@app.command()
+def compare(
+    methods: Annotated[str, typer.Option(help="Names with commas; the first is the yardstick.")] = (
+        "merge,clora"
+    ),
+    pairs: Annotated[int, typer.Option(min=1, max=1000, help="Scenes.")] = 40,
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps.")] = 50,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Also write a grid of all pictures (PNG).")
+    ] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Count what methods get right on pairs of concepts of different classes."""
+    from ..miniature.compare import REPORT_SEED, compare_methods, comparison_grid, rates
+    from ..miniature.prompts import pair_scenes
+    from ..output import check_output_path
+    from .report import show_values
+
+    if out is not None:
+        check_output_path(out)
+    scenes = pair_scenes(pairs, REPORT_SEED)
+    results = compare_methods(list(dict.fromkeys(methods.split(","))), scenes, steps=steps)
+    if out is not None:
+        comparison_grid(results, scenes, out)
+    figures = rates(results)
+    if as_json:
+        typer.echo(json.dumps(figures, indent=2))
+    else:
+        show_values(figures)
+
+
 def _drawn(concept: str | None, count: int, size: int, seed: int) -> tuple[list[Any], list[str]]:
     """Pictures and captions."""
     from ..miniature.concepts import CONCEPTS, training_drawings

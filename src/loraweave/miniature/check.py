@@ -1,4 +1,4 @@
-"""How good the miniature is: figures of its base, LoRAs and judge, and of methods on it."""
+"""How good the miniature is: figures of its base, LoRAs and judge."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,12 +9,11 @@ from PIL import Image
 
 from .. import __version__
 from ..api import compose
-from ..evaluate.bootstrap import bootstrap
 from ..loading import load
 from ..progress import track
 from .concepts import CONCEPTS, draw_concepts
-from .judge import Judge, Verdict, load_judge
-from .prompts import BACKGROUNDS, PairScene, concept_prompt, pair_scenes, plain_prompt
+from .judge import Judge, load_judge
+from .prompts import BACKGROUNDS, concept_prompt, pair_scenes, plain_prompt
 from .recipe.judge import through
 from .shipped import lora_file
 from .world import COLOURS
@@ -157,38 +156,3 @@ def loras_alone(pipe, judge: Judge, count: int) -> dict[str, float]:
         ]  # fmt: skip
         rates[name] = round(float(np.mean([v.success for v in verdicts])), 4)
     return rates
-
-
-def compare_methods(
-    methods: Sequence[str], scenes: Sequence[PairScene], steps: int = 50, settings=None
-) -> dict[str, list[tuple[Image.Image, Verdict]]]:
-    """Every scene by every method, judged."""
-    pipe, judge = load("miniature", device="cpu"), load_judge()
-    results: dict[str, list[tuple[Image.Image, Verdict]]] = {m: [] for m in methods}
-    for scene in track(scenes, "compare", total=len(scenes)):
-        for method in methods:
-            output = compose(
-                pipe, scene.prompt, loras={n: lora_file(n) for n in scene.names}, method=method,
-                settings=(settings or {}).get(method), num_inference_steps=steps, progress=False,
-                generator=torch.Generator().manual_seed(scene.seed),
-            )  # fmt: skip
-            image = output.images[0]
-            results[method].append((image, judge.examine(image, scene.names)))
-    return results
-
-
-def rates(results: dict[str, list[tuple[Image.Image, Verdict]]], baseline: str) -> dict[str, Any]:
-    """Share of right concepts and of successes, and the paired difference to a baseline."""
-    right = {m: [v.right / len(v.outcomes) for _, v in rows] for m, rows in results.items()}
-    table: dict[str, Any] = {}
-    for method, rows in results.items():
-        outcomes = [o for _, v in rows for o in v.outcomes.values()]
-        table[method] = {
-            "concepts_right": bootstrap(right[method]).as_dict(),
-            "pictures_right": bootstrap([float(v.success) for _, v in rows]).as_dict(),
-            "outcomes": {o: outcomes.count(o) for o in sorted(set(outcomes))},
-        }
-        if method != baseline:
-            differences = [a - b for a, b in zip(right[method], right[baseline])]
-            table[method][f"minus_{baseline}"] = bootstrap(differences).as_dict()
-    return table

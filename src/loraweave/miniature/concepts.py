@@ -8,7 +8,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .world import BACKGROUNDS, Drawing, Rendering, Subject, render
+from .world import BACKGROUNDS, FIRST_WORLD, Drawing, Rendering, Subject, render
 from .world.sample import place_subjects
 
 
@@ -54,7 +54,8 @@ CONCEPTS: dict[str, ConceptSpec] = {
 def draw_concepts(names: Sequence[str], background: str, seed: int, size: int = 128) -> Rendering:
     """A scene with these concepts, left to right, placed by `seed`."""
     rng = random.Random(f"concepts {seed}")
-    subjects = place_subjects(rng, [CONCEPTS[name].subject for name in names])
+    chosen = [CONCEPTS[name].subject for name in names]
+    subjects = place_subjects(rng, chosen, mirrored=FIRST_WORLD.mirrored)
     return render(Drawing(subjects, background, rng.randrange(2**31)), size)
 
 

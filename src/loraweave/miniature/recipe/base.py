@@ -5,7 +5,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from torch import nn
+from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ...backbone.sites import reading_sites
@@ -20,6 +20,9 @@ TEXT_WIDTH = 128
 SUBJECT_WEIGHT = 4.0
 """Extra weight of the loss where a subject is: the best prediction at a place does not depend on
 the weight of that place, but backgrounds are learned in minutes and subjects are not."""
+
+SHAPING, SHAPING_SHARE = (400, 950), 0.6
+"""Timesteps at which it is decided what stands where, and how often they are drawn on purpose."""
 
 
 def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
@@ -74,6 +77,13 @@ def new_scheduler() -> DDIMScheduler:
     )
 
 
+def timesteps(batch: int, generator: torch.Generator) -> Tensor:
+    """Times of a batch in [0, 1000): `SHAPING_SHARE` of them from `SHAPING`, the rest from all."""
+    shaping = torch.randint(*SHAPING, (batch,), generator=generator)
+    anywhere = torch.randint(1000, (batch,), generator=generator)
+    return torch.where(torch.rand(batch, generator=generator) < SHAPING_SHARE, shaping, anywhere)
+
+
 def train_base(
     run: Run, tokenizer: CLIPTokenizer, vae: AutoencoderKL, pool: Pool, steps: int,
     rate: float = 1e-3, batch: int = 32, grounding: float = 0.05,
@@ -98,7 +108,7 @@ def train_base(
         captions = [pool.caption(n, w) for n, w in zip(chosen.tolist(), wordings)]
         latents = pool.latents[chosen].float()
         noise = torch.randn(latents.shape, generator=g)
-        t = torch.randint(1000, (batch,), generator=g)
+        t = timesteps(batch, g)
         dropped = torch.rand(batch, generator=g) < 0.1
         texts = ["" if d else c.text for c, d in zip(captions, dropped.tolist())]
         ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")

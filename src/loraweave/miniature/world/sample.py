@@ -19,7 +19,7 @@ class WorldSettings:
 
     `counts[i]` is the weight of scenes with i + 1 subjects; `same_kind` the probability that a
     scene of several subjects repeats a class; `nameless` that of a body colour without a name;
-    `above` that of one subject hovering above another.
+    `above` that of one subject hovering above another; `mirrored` that of a subject facing left.
     """
 
     kinds: tuple[str, ...] = KINDS
@@ -31,6 +31,7 @@ class WorldSettings:
     patterned: float = 0.45
     accessory: float = 0.2
     above: float = 0.08
+    mirrored: float = 0.5
 
 
 FULL_WORLD = WorldSettings()
@@ -41,8 +42,10 @@ FIRST_WORLD = WorldSettings(
     same_kind=0.12,
     accessory=0.15,
     above=0.0,
+    mirrored=0.0,
 )
-"""The part of the world that the first miniature learned."""
+"""The part of the world that the first miniature learned. All face one way: where a head is to be
+is what a model of this size learns last (it draws two)."""
 
 
 def _jitter(rng: random.Random, colour: RGB, amount: int = 12) -> RGB:
@@ -79,14 +82,14 @@ def sample_subject(rng: random.Random, kind: str, world: WorldSettings) -> Subje
 
 
 def place_subjects(
-    rng: random.Random, subjects: Sequence[Subject], above: float = 0.0
+    rng: random.Random, subjects: Sequence[Subject], above: float = 0.0, mirrored: float = 0.5
 ) -> tuple[Subject, ...]:
     """Give each subject a place, left to right, and a size that fits their number."""
     n = len(subjects)
     if not 1 <= n <= max(SIZES):
         raise ValueError(f"a scene has 1 to {max(SIZES)} subjects, not {n}")
     if n == 2 and rng.random() < above:
-        return _stack(rng, subjects)
+        return _stack(rng, subjects, mirrored)
     base, placed = rng.uniform(*SIZES[n]), []
     for i, subject in enumerate(subjects):
         size = base * rng.uniform(0.93, 1.07)
@@ -94,14 +97,14 @@ def place_subjects(
         x = (i + 0.5) / n + rng.uniform(-0.45, 0.45) * slack
         x = min(1 - size / 2, max(size / 2, x))
         y = rng.uniform(0.80, 0.95)
-        placed.append(subject.placed(x, y, size, rng.random() < 0.5))
+        placed.append(subject.placed(x, y, size, rng.random() < mirrored))
     return tuple(placed)
 
 
-def _stack(rng: random.Random, subjects: Sequence[Subject]) -> tuple[Subject, ...]:
+def _stack(rng: random.Random, subjects: Sequence[Subject], mirrored: float) -> tuple[Subject, ...]:
     size, x = rng.uniform(0.36, 0.42), rng.uniform(0.3, 0.7)
-    upper = subjects[0].placed(x + rng.uniform(-0.06, 0.06), 0.46, size, rng.random() < 0.5)
-    lower = subjects[1].placed(x, 0.93, size, rng.random() < 0.5)
+    upper = subjects[0].placed(x + rng.uniform(-0.06, 0.06), 0.46, size, rng.random() < mirrored)
+    lower = subjects[1].placed(x, 0.93, size, rng.random() < mirrored)
     return upper, lower
 
 
@@ -116,5 +119,5 @@ def sample_drawing(seed: int, world: WorldSettings = FULL_WORLD) -> Drawing:
         kinds = rng.sample(world.kinds, n)
     rng.shuffle(kinds)
     subjects = [sample_subject(rng, kind, world) for kind in kinds]
-    placed = place_subjects(rng, subjects, world.above)
+    placed = place_subjects(rng, subjects, world.above, world.mirrored)
     return Drawing(placed, rng.choice(world.backgrounds), rng.randrange(2**31))
