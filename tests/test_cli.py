@@ -117,8 +117,11 @@ class TestGenerate:
         )  # fmt: skip
         assert json.loads(result.stdout)["images"][0]["seed"] == 5
 
-    def test_again_from_the_picture(self, out, model, base_folder):
-        run("generate", PROMPT, *model, "-o", out / "a.png", "--seed", 3, "--set", "refinements=1")
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    def test_again_from_the_picture(self, out, model, base_folder, dtype):
+        run("generate", PROMPT, *model, "-o", out / "a.png", "--seed", 3, "--set", "refinements=1",
+            "--dtype", dtype)  # fmt: skip
+        assert read_png_record(out / "a.png")["dtype"] == dtype
         again = run("generate", "--from", out / "a.png", "--base", base_folder,
                     "--device", "cpu", "-o", out / "b.png")  # fmt: skip
         assert again.exit_code == 0, again.stderr

@@ -40,7 +40,7 @@ def generate(
     save_maps: Annotated[
         Path | None, typer.Option(help="Also write a figure of attention and masks (PNG).")
     ] = None,
-    dtype: options.Precision = "float32",
+    dtype: options.OwnPrecision = None,
     device: options.Device = None,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
@@ -56,7 +56,7 @@ def generate(
     name = method or job.method or DEFAULT_METHOD
     drawer = _Drawer(
         job, {name: {**job.settings(name), **options.read_settings(settings)}},
-        dtype, device, as_json, quiet,
+        dtype or job.dtype, device, as_json, quiet,
     )  # fmt: skip
     for n, path in enumerate(pictures):
         output = drawer.draw(name, job.scene.seed + n)
@@ -90,7 +90,7 @@ def compare(
     width: options.Width = None,
     height: options.Height = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The PNG to write.")] = Path("grid.png"),
-    dtype: options.Precision = "float32",
+    dtype: options.OwnPrecision = None,
     device: options.Device = None,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
@@ -104,7 +104,7 @@ def compare(
     )  # fmt: skip
     given = _for_each(names, options.read_settings(settings))
     every = {name: {**job.settings(name), **given[name]} for name in names}
-    drawer = _Drawer(job, every, dtype, device, as_json, quiet)
+    drawer = _Drawer(job, every, dtype or job.dtype, device, as_json, quiet)
     rows, marks = [], []
     for name in names:
         images, line = [], []

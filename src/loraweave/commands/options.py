@@ -42,6 +42,10 @@ Guidance = Annotated[
 Width = Annotated[int | None, typer.Option(help="Pixels.", show_default="the model's own")]
 Height = Annotated[int | None, typer.Option(help="Pixels.", show_default="the model's own")]
 Precision = Annotated[DType, typer.Option("--dtype", help="Arithmetic of the model.")]
+OwnPrecision = Annotated[
+    DType | None,
+    typer.Option("--dtype", help="Arithmetic.", show_default="float32, or the record's"),
+]
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1, mps, ...", show_default="cuda if there")
 ]
