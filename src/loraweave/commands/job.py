@@ -118,21 +118,27 @@ def _names(scene: Scene) -> list[str]:
     return [words.name for words in (*scene.parsed.concepts, *scene.parsed.styles)]
 
 
+def silence_libraries() -> None:
+    """No progress bars and no advice from the libraries while they load models."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+
+
 def load_model(base: str, dtype: DType, device: str | None) -> Any:
     """The base model, loaded without the libraries' chatter.
 
     Raises:
         ModelNotFound: see `loraweave.load`.
     """
-    import diffusers
     import torch
-    import transformers
 
     from ..loading import load
 
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
+    silence_libraries()
     if device is not None:
         try:
             torch.empty(0, device=device)

@@ -10,6 +10,7 @@ import typer
 
 from ..errors import SceneError
 from . import options
+from .job import silence_libraries
 
 app = typer.Typer(
     help="The small model that ships with the package, and the world that it knows.",
@@ -79,6 +80,7 @@ def check(
     from ..miniature.check import check as check_miniature
     from .report import show_values
 
+    silence_libraries()
     figures: dict[str, Any] = check_miniature(quick=quick)
     if as_json:
         typer.echo(json.dumps(figures, indent=2))
@@ -106,6 +108,7 @@ def compare(
 
     if out is not None:
         check_output_path(out)
+    silence_libraries()
     scenes = pair_scenes(pairs, REPORT_SEED)
     results = compare_methods(list(dict.fromkeys(methods.split(","))), scenes, steps=steps)
     if out is not None:
