@@ -48,7 +48,7 @@ class Size:
 
 
 SIZES = {
-    "small": Size(FIRST_WORLD, 128, 2800, 9000, 600, 16_000, 160, 20),
+    "small": Size(FIRST_WORLD, 128, 2800, 10_400, 600, 16_000, 160, 20),
     "trial": Size(FIRST_WORLD, 128, 2, 2, 2, 64, 1, 1),
 }
 """`small` is what ships; `trial` runs every stage for a moment, to see that it works."""
