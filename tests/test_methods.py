@@ -490,7 +490,7 @@ def test_literal_step_rule(pipe, loras):
 @pytest.mark.parametrize("step_size", [20.0, 5.0])
 def test_relative_step_rule_is_calibrated_once_and_capped(pipe, loras, step_size):
     z, gradient = start(), torch.randn(1, 4, 16, 16, generator=seed(8)) * 1e-5
-    share = 0.02 * step_size / 20
+    share = CLoRA.Settings().relative_step * step_size / 20
     with clora_stage(
         pipe, loras, step_rule="relative", variant="faithful", step_size=step_size
     ) as stage:

@@ -68,7 +68,7 @@ class CLoRASettings(MethodSettings):
     temperature: float = Field(0.5, gt=0)
     step_size: float = Field(20.0, ge=0)
     step_rule: Literal["auto", "literal", "relative"] = "auto"
-    relative_step: float = Field(0.02, gt=0, lt=1)
+    relative_step: float = Field(0.004, gt=0, lt=1)
     mask_threshold: float = Field(0.4, gt=0, lt=1)
     mask_smoothing: float = Field(0.0, ge=0)
     gradient: GradientMode = "auto"

@@ -141,6 +141,8 @@ def assemble(
     vae: AutoencoderKL,
 ) -> StableDiffusionPipeline:  # fmt: skip
     """A stock pipeline from its parts, in eval mode."""
+    tokenizer.backend_tokenizer.no_padding()  # what the last call set would be saved
+    tokenizer.backend_tokenizer.no_truncation()
     vae.register_to_config(scaling_factor=1.0)  # the latents are balanced, see balance.py
     unet.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     unet.set_attn_processor(AttnProcessor2_0())
