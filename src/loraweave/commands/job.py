@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import typer
 
@@ -37,7 +37,7 @@ class Job:
     def dtype(self) -> DType:
         """The record's arithmetic; float32 for a new picture."""
         found = self.record.get("dtype")
-        return found if found in get_args(DType) else "float32"
+        return cast(DType, found) if found in get_args(DType) else "float32"
 
     def settings(self, method: str) -> dict[str, Any]:
         """The record's settings, if they are this method's."""
