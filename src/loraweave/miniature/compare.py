@@ -55,7 +55,7 @@ def compare_methods(
 
 
 def rates(results: Mapping[str, Sequence[Judged]]) -> dict[str, Any]:
-    """By method the share of right concepts and pictures, failures, and seconds.
+    """By method the shares of right concepts and pictures, and how often each outcome came.
 
     Every method but the first also gets `minus_<first>`: the mean over scenes of the difference
     in the share of right concepts. Intervals are 95 % bootstrap intervals over scenes.
