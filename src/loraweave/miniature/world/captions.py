@@ -9,7 +9,12 @@ PLACES = {
     "desert": "in the desert", "forest": "in the forest", "night": "in the night",
     "city": "in the city", "room": "in a room",
 }  # fmt: skip
-RARE_WORDS = ("sks", "zwx", "ohwx", "qvk", "xjr", "wfz", "bhk", "vqp", "jzt", "kdx", "pqz", "mrx")
+RARE_WORDS = (
+    "sks", "jzt", "qvk", "zwx", "kdx", "xjr", "ohwx", "pqz", "wfz", "mrx", "bqx", "cvj", "dzk",
+    "fwq", "bhk", "gxz", "vqp", "hjq", "kvz", "lqx", "nzj", "pxk", "qzb", "rvx", "szq", "tqk",
+    "vjz", "wqx", "xkv", "zqj", "bzv", "hzx", "jqv", "kzb", "lvq", "mzx", "nvq", "pvz", "qxj",
+    "rzk", "sxv",
+)  # fmt: skip
 """Words without a meaning, kept in the vocabulary as one token each, free to be triggers."""
 
 _NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
