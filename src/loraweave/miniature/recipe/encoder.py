@@ -1,0 +1,140 @@
+"""The judge's identity encoder, from pairs of views of one individual.
+
+Each batch holds families: an individual and relatives of its class that differ from it in one
+thing only (pattern, second colour, accessory, eyes, body colour), so that the encoder has to look
+at all of them. Two views of an individual share its looks and nothing else: place, size, side,
+background, neighbours and wear are drawn anew (NT-Xent, Chen et al. 2020, with the family's other
+members among the negatives).
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from PIL import Image
+from scipy import ndimage
+from torch import Tensor
+
+from ..judge.encoder import IdentityEncoder, crop_of, crops_tensor
+from ..judge.judge import SIDE
+from ..world import Drawing, Subject, WorldSettings, render
+from ..world.sample import EYES, place_subjects, sample_subject
+from .judge import worn
+from .pool import pixels_of
+from .run import Fit, Run
+
+FAMILIES, MEMBERS = 8, 4  # individuals of a batch
+TEMPERATURE = 0.1
+
+
+def family(rng: random.Random, world: WorldSettings, members: int = MEMBERS) -> list[Subject]:
+    """An individual and relatives that each differ from it in one thing."""
+    first = sample_subject(rng, rng.choice(world.kinds), world)
+    relatives = [first]
+    while len(relatives) < members:
+        other = sample_subject(rng, first.kind, world)
+        change = rng.choice(("pattern", "second", "accessory", "eye", "body"))
+        if change == "accessory":
+            relative = replace(
+                first, accessory=other.accessory, accessory_colour=other.accessory_colour
+            )
+        elif change == "second":
+            relative = replace(first, second=other.second, pattern=_patterned(rng, first, world))
+        elif change == "eye":
+            relative = replace(first, eye=rng.choice([e for e in EYES if e != first.eye]))
+        else:
+            relative = replace(first, **{change: getattr(other, change)})
+        if relative not in relatives:
+            relatives.append(relative)
+    return relatives
+
+
+def _patterned(rng: random.Random, subject: Subject, world: WorldSettings) -> str:
+    """A pattern that shows the second colour: the subject's own if it has one."""
+    if subject.pattern != "plain":
+        return subject.pattern
+    return rng.choice([p for p in world.patterns if p != "plain"])
+
+
+def view(
+    rng: random.Random, subject: Subject, world: WorldSettings
+) -> tuple[Image.Image, np.ndarray]:
+    """A scene with the subject somewhere in it, and its visible mask."""
+    n = rng.choices((1, 2, 3), (0.3, 0.5, 0.2))[0]
+    subjects = [sample_subject(rng, rng.choice(world.kinds), world) for _ in range(n)]
+    own = rng.randrange(n)
+    subjects[own] = subject
+    placed = place_subjects(rng, subjects, overlap=0.1)
+    drawn = render(Drawing(placed, rng.choice(world.backgrounds), rng.randrange(2**31)), SIDE)
+    if drawn.masks[own].sum() < 40:  # hidden: seen alone instead
+        return view(rng, subject, replace(world, kinds=(subject.kind,)))
+    return drawn.image, drawn.masks[own]
+
+
+def frayed(mask: np.ndarray, rng: random.Random) -> np.ndarray:
+    """A mask as a segmenter finds it: at half resolution, a little too large or small."""
+    half = mask[1::2, 1::2]
+    grow = rng.choice((-1, 0, 0, 1))
+    if grow > 0:
+        half = ndimage.binary_dilation(half)
+    elif grow < 0 and (smaller := ndimage.binary_erosion(half)).sum() > 10:
+        half = smaller
+    return half if half.any() else mask
+
+
+def contrastive(vectors: Tensor, individuals: Tensor) -> Tensor:
+    """NT-Xent: of all other views, the one of the same individual is the nearest.
+
+    Args:
+        vectors: (V, E) of unit length.
+        individuals: (V,), each number twice.
+    """
+    scores = (vectors @ vectors.T / TEMPERATURE).fill_diagonal_(-torch.inf)
+    same = individuals[:, None] == individuals[None, :]
+    target = same.fill_diagonal_(False).int().argmax(1)
+    return F.cross_entropy(scores, target)
+
+
+def train_encoder(
+    run: Run, vae: AutoencoderKL, world: WorldSettings, steps: int, rate: float = 1e-3
+) -> IdentityEncoder:
+    """Train the encoder, or finish a run that was interrupted."""
+    torch.manual_seed(run.seed)
+    encoder = IdentityEncoder()
+    fit = Fit(run, "encoder", encoder, steps=steps, rate=rate, average=0.995, weight_decay=1e-2)
+    for step in fit.steps():
+        g = run.generator("encoder", step.number)
+        rng = random.Random(int(torch.randint(2**31, (1,), generator=g)))
+        people = [s for _ in range(FAMILIES) for s in family(rng, world)]
+        views = [view(rng, person, world) for person in people for _ in range(2)]
+        crops = worn_crops(views, vae if step.number % 2 else None, rng, g)
+        individuals = torch.arange(len(people)).repeat_interleave(2)
+        vectors = encoder(crops)
+        loss = contrastive(vectors, individuals)
+        fit.update(step, loss)
+        step.figures |= {"loss": loss.item(), "nearest": nearest_is_same(vectors, individuals)}
+    fit.finish()
+    return encoder.eval()
+
+
+def worn_crops(
+    views: Sequence[tuple[Image.Image, np.ndarray]], vae: AutoencoderKL | None,
+    rng: random.Random, g: torch.Generator,
+) -> Tensor:  # fmt: skip
+    """Crops of views that went through what generated pictures go through."""
+    pixels = worn(pixels_of([image for image, _ in views]), vae, g)
+    levels = ((pixels + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    return crops_tensor([
+        crop_of(Image.fromarray(level), frayed(mask, rng)) for level, (_, mask) in zip(levels, views)
+    ])  # fmt: skip
+
+
+@torch.no_grad()
+def nearest_is_same(vectors: Tensor, individuals: Tensor) -> float:
+    """Share of views whose nearest other view shows the same individual."""
+    scores = (vectors @ vectors.T).fill_diagonal_(-1)
+    return (individuals[scores.argmax(1)] == individuals).float().mean().item()
