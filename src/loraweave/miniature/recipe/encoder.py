@@ -128,9 +128,8 @@ def worn_crops(
     """Crops of views that went through what generated pictures go through."""
     pixels = worn(pixels_of([image for image, _ in views]), vae, g)
     levels = ((pixels + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-    return crops_tensor([
-        crop_of(Image.fromarray(level), frayed(mask, rng)) for level, (_, mask) in zip(levels, views)
-    ])  # fmt: skip
+    seen = zip(map(Image.fromarray, levels), (frayed(mask, rng) for _, mask in views))
+    return crops_tensor([crop_of(image, mask) for image, mask in seen])
 
 
 @torch.no_grad()
