@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import SceneError
+from ..progress import silence_libraries
 from . import options
-from .job import silence_libraries
 
 app = typer.Typer(
     help="The small model that ships with the package, and the world that it knows.",
