@@ -433,7 +433,7 @@ def test_refinement_lowers_the_loss(pipe, loras, variant):
     losses = [loss for _, loss in stage.trace.losses]
     assert len(losses) == 21
     assert losses[-1] < losses[10] < losses[0]
-    assert sum(b < a for a, b in pairwise(losses)) >= 14  # steps of fixed length overshoot at times
+    assert sum(b < a for a, b in pairwise(losses)) >= 18  # steps of fixed length overshoot at times
 
 
 @pytest.mark.parametrize("variant", ["improved", "faithful"])

@@ -12,6 +12,7 @@ there: the recorder raises `LastSiteReached`, which only `stopping_early` sees.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from jaxtyping import Float
@@ -86,11 +87,19 @@ class AttentionRecorder:
 
 
 @contextmanager
-def recording(sites: Sequence[Attention]) -> Iterator[AttentionRecorder]:
-    """Record the given cross-attention sites; the former processors come back on exit."""
+def recording(
+    sites: Sequence[Attention],
+    kind: Callable[[Callable[[Tensor], None]], Any] = RecordingProcessor,
+) -> Iterator[AttentionRecorder]:
+    """Record the given cross-attention sites; the former processors come back on exit.
+
+    Args:
+        sites: to be recorded.
+        kind: makes the processor, given where it puts what it records.
+    """
     recorder = AttentionRecorder(len(sites))
     former = [site.processor for site in sites]
-    processor = RecordingProcessor(recorder.put)
+    processor = kind(recorder.put)
     try:
         for site in sites:
             site.processor = processor  # type: ignore[assignment]

@@ -10,7 +10,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ...backbone.sites import reading_sites
 from ...denoise.recorder import recording
-from .grounding import grounding_loss, word_targets
+from .grounding import PlainRecordingProcessor, grounding_loss, word_targets
 from .pool import Pool
 from .run import Fit, Run
 from .tokenizer import END, START
@@ -85,12 +85,28 @@ def timesteps(batch: int, generator: torch.Generator) -> Tensor:
 
 
 def train_base(
-    run: Run, tokenizer: CLIPTokenizer, vae: AutoencoderKL, pool: Pool, steps: int,
-    rate: float = 1e-3, batch: int = 32, grounding: float = 0.05,
+    run: Run, tokenizer: CLIPTokenizer, vae: AutoencoderKL, pool: Pool, steps: int, *,
+    start: StableDiffusionPipeline | None = None, rate: float = 1e-3, batch: int = 32,
+    grounding: float = 0.05, compiled: bool = False,
 ) -> StableDiffusionPipeline:  # fmt: skip
-    """Train, or finish a run that was interrupted; the pipeline holds the averaged weights."""
+    """Train, or finish a run that was interrupted; the pipeline holds the averaged weights.
+
+    Args:
+        run: where checkpoints go.
+        tokenizer, vae: of the pipeline.
+        pool: what is learned.
+        steps: of the whole training.
+        start: a base with this tokenizer to go on from.
+        rate: the highest learning rate.
+        batch: scenes a step.
+        grounding: weight of that term of the loss.
+        compiled: let torch compile the U-Net; needs a C++ compiler and takes minutes at first.
+    """
     torch.manual_seed(run.seed)
     text_encoder, unet = new_text_encoder(tokenizer), new_unet(pool.latents.shape[-1])
+    if start is not None:
+        text_encoder.load_state_dict(start.text_encoder.state_dict())
+        unet.load_state_dict(start.unet.state_dict())
     unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     # Plain attention: on processors the fused one's backward pass costs 10 % of a step.
     unet.set_attn_processor(AttnProcessor())
@@ -100,6 +116,7 @@ def train_base(
     scheduler = new_scheduler()
     snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
     sites = reading_sites(unet)
+    denoise = torch.compile(unet) if compiled else unet
     for step in fit.steps():
         i = step.number
         g = run.generator("base", i)
@@ -113,9 +130,12 @@ def train_base(
         texts = ["" if d else c.text for c, d in zip(captions, dropped.tolist())]
         ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
         noisy = scheduler.add_noise(latents, noise, t).to(memory_format=torch.channels_last)  # type: ignore[arg-type]
-        with torch.autocast("cpu", torch.bfloat16), recording(sites) as recorder:
+        with (
+            torch.autocast("cpu", torch.bfloat16),
+            recording(sites, PlainRecordingProcessor) as recorder,
+        ):
             states = text_encoder(ids.input_ids).last_hidden_state
-            predicted = unet(noisy, t, states).sample
+            predicted = denoise(noisy, t, states).sample
             maps = recorder.take().float()
         target = scheduler.get_velocity(latents, noise, t)  # type: ignore[arg-type]
         masks = pool.masks[chosen].float() / 255

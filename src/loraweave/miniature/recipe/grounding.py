@@ -8,9 +8,10 @@ arXiv 2312.03626, its token-level term) and for standing out from the other toke
 without a meaning are among them, because a LoRA's trigger is such a word.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from diffusers.models.attention_processor import Attention, AttnProcessor
 from jaxtyping import Float
 from torch import Tensor
 from transformers import CLIPTokenizer
@@ -19,6 +20,30 @@ from ..world import Caption
 
 PRESENCE = {"noun": 0.25, "modifier": 0.1}
 """The least share of the attention inside its subject that a word should take."""
+
+
+class PlainRecordingProcessor(AttnProcessor):
+    """Cross-attention that also hands its probabilities (B, L, T), mean over heads, to `sink`.
+
+    The fused processor's backward pass is slow on processors, and beside it the probabilities
+    are computed a second time; here the output comes from the very probabilities recorded.
+    """
+
+    def __init__(self, sink: Callable[[Tensor], None]):
+        super().__init__()
+        self.sink = sink
+
+    def __call__(self, attn: Attention, hidden_states, encoder_hidden_states=None, *_, **__):
+        context = encoder_hidden_states
+        assert attn.to_k is not None
+        assert attn.to_v is not None
+        query = attn.head_to_batch_dim(attn.to_q(hidden_states))
+        key = attn.head_to_batch_dim(attn.to_k(context))
+        probabilities = attn.get_attention_scores(query, key)
+        self.sink(probabilities.unflatten(0, (-1, attn.heads)).mean(1))
+        values = torch.bmm(probabilities, attn.head_to_batch_dim(attn.to_v(context)))
+        project, drop = attn.to_out  # type: ignore[misc]
+        return drop(project(attn.batch_to_head_dim(values)))
 
 
 def word_targets(

@@ -25,31 +25,49 @@ from .vae import train_vae
 
 
 @dataclass(frozen=True)
+class Part:
+    """A leg of the base's training; each goes on from the one before.
+
+    Attributes:
+        world: what is learned.
+        vae_steps, base_steps: optimiser steps.
+        pool: scenes that the base learns from.
+    """
+
+    world: WorldSettings
+    vae_steps: int
+    pool: int
+    base_steps: int
+
+
+@dataclass(frozen=True)
 class Size:
     """How long each stage is, and for which pictures.
 
     Attributes:
-        world: the part of the world that is learned.
+        parts: of the autoencoder's and the base's training.
         pixels: side of the pictures.
-        vae_steps, base_steps, judge_steps: optimiser steps.
-        pool: scenes that the base learns from.
+        judge_steps, encoder_steps: optimiser steps of each segmenter and of the identity encoder.
         lora_steps: of each LoRA.
         calibration: pictures of each LoRA alone for the judge's thresholds.
     """
 
-    world: WorldSettings
+    parts: tuple[Part, ...]
     pixels: int
-    vae_steps: int
-    base_steps: int
     judge_steps: int
-    pool: int
+    encoder_steps: int
     lora_steps: int
     calibration: int
 
 
+_SMALL = (
+    Part(FIRST_WORLD, vae_steps=2800, pool=16_000, base_steps=10_400),
+    Part(TAUGHT_WORLD, vae_steps=2200, pool=24_000, base_steps=16_000),
+)
+_TRIAL = (Part(FIRST_WORLD, 2, 64, 2), Part(TAUGHT_WORLD, 2, 64, 2))
 SIZES = {
-    "small": Size(FIRST_WORLD, 128, 2800, 10_400, 600, 16_000, 160, 20),
-    "trial": Size(FIRST_WORLD, 128, 2, 2, 2, 64, 1, 1),
+    "small": Size(_SMALL, 128, 1500, 3000, 160, 20),
+    "trial": Size(_TRIAL, 128, 2, 2, 1, 1),
 }
 """`small` is what ships; `trial` runs every stage for a moment, to see that it works."""
 

@@ -3,7 +3,17 @@
 Trained mostly on crops: but for the statistics of its group norms it is a local model, and a crop
 of half the side costs a quarter. The last part sees whole pictures. Subjects weigh more than
 backgrounds, because that is where a small autoencoder loses its colours.
+
+An autoencoder must also hold what no base model is taught, because LoRAs are: a part of its
+pictures are in the styles and places of single LoRAs.
+
+It can be taught a larger world later without a new base model: `start` gives the trained one,
+and a penalty holds its latents where they are.
 """
+
+import copy
+import random
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,11 +22,17 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
-from ..world import WorldSettings, render, sample_drawing
+from ..world import Rendering, WorldSettings, render, sample_drawing
+from ..world.spec import OWN_ACCESSORIES, OWN_BACKGROUNDS
+from ..world.styles import STYLES, in_style
 from .balance import balance
 from .run import Fit, Run
 
 LATENT_CHANNELS = 16
+STYLED, ELSEWHERE = 0.12, 0.06
+"""Shares of pictures in a style, and in a place, that only LoRAs teach."""
+HOLD = 0.05
+"""Weight of the squared distance to the latents of the autoencoder that training started from."""
 
 
 def new_vae(size: int, channels: tuple[int, ...] = (24, 32, 64, 64)) -> AutoencoderKL:
@@ -52,13 +68,27 @@ def drawn_batch(
     """Drawn scenes (B, 3, crop, crop) in [-1, 1] and subject masks (B, 1, crop, crop)."""
     images, masks = [], []
     for seed in seeds:
-        drawn = render(sample_drawing(seed, world), size)
+        drawn = drawn_freely(seed, world, size)
         top, left = torch.randint(0, size - crop + 1, (2,), generator=g).tolist()
         window = np.s_[top : top + crop, left : left + crop]
         images.append(np.asarray(drawn.image)[window])
         masks.append(np.any(drawn.masks, axis=0)[window])
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
     return pixels, torch.from_numpy(np.stack(masks)).float()[:, None]
+
+
+def drawn_freely(seed: int, world: WorldSettings, size: int) -> Rendering:
+    """A scene of the world, now and then with what only LoRAs teach."""
+    rng = random.Random(f"freely {seed}")
+    drawing = sample_drawing(seed, world)
+    if rng.random() < ELSEWHERE:
+        drawing = replace(drawing, background=rng.choice(OWN_BACKGROUNDS))
+        worn = replace(drawing.subjects[0], accessory=rng.choice(OWN_ACCESSORIES))
+        drawing = replace(drawing, subjects=(worn, *drawing.subjects[1:]))
+    drawn = render(drawing, size)
+    if rng.random() < STYLED:
+        drawn = replace(drawn, image=in_style(drawn.image, rng.choice(list(STYLES))))
+    return drawn
 
 
 def reconstruction_loss(output: Tensor, target: Tensor, subjects: Tensor) -> Tensor:
@@ -71,14 +101,17 @@ def reconstruction_loss(output: Tensor, target: Tensor, subjects: Tensor) -> Ten
 
 
 def train_vae(
-    run: Run, world: WorldSettings, size: int, steps: int, rate: float = 2e-3, batch: int = 16
-) -> AutoencoderKL:
+    run: Run, world: WorldSettings, size: int, steps: int, *, start: AutoencoderKL | None = None,
+    rate: float = 2e-3, batch: int = 16,
+) -> AutoencoderKL:  # fmt: skip
     """Train the autoencoder, or finish a run that was interrupted.
 
-    The averaged weights come back, with balanced latents (see balance.py).
+    The averaged weights come back, with balanced latents (see balance.py); with the latents of
+    `start`, about, if that is given.
     """
     torch.manual_seed(run.seed)
-    vae = new_vae(size)
+    vae = new_vae(size) if start is None else copy.deepcopy(start).train()
+    vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     fit = Fit(run, "vae", vae, steps=steps, rate=rate, average=0.995, weight_decay=1e-4)
     for step in fit.steps():
         i = step.number
@@ -87,6 +120,7 @@ def train_vae(
         crop, count = (size, max(1, batch // 4)) if whole else (size // 2, batch)
         seeds = torch.randint(2**31, (count,), generator=g).tolist()
         pixels, subjects = drawn_batch(seeds, world, size, crop, g)
+        pixels = pixels.to(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             posterior = posterior_of(vae, pixels)
             noise = torch.randn(posterior.mean.shape, generator=g)
@@ -94,14 +128,22 @@ def train_vae(
         reconstruction = reconstruction_loss(output.float(), pixels, subjects)
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
         divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        fit.update(step, reconstruction + 5e-4 * divergence)
+        loss = reconstruction + 5e-4 * divergence
+        if start is not None:
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                held = posterior_of(start, pixels).mean.float()
+            drift = F.mse_loss(mean, held)
+            loss = loss + HOLD * drift
+            step.figures["drift"] = drift.item()
+        fit.update(step, loss)
         step.figures |= {
             "loss": reconstruction.item(),
             "kl": divergence.item(),
             "psnr": psnr(output.detach().float().clamp(-1, 1), pixels),
         }
     fit.finish()
-    return balanced(vae.eval(), world, size)
+    vae.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+    return vae if start is not None else balanced(vae, world, size)
 
 
 @torch.no_grad()

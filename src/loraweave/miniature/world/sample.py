@@ -39,6 +39,9 @@ class WorldSettings:
 
 
 FULL_WORLD = WorldSettings()
+TAUGHT_WORLD = WorldSettings(counts=(0.32, 0.4, 0.18, 0.06, 0.04), mirrored=0.0)
+"""What the base model learns. All face one way: where a head is to be is what a model of this
+size learns last (it draws two)."""
 FIRST_WORLD = WorldSettings(
     kinds=("cat", "dog", "rabbit", "bird", "car", "flower"),
     backgrounds=("meadow", "beach", "snow", "desert"),
@@ -50,8 +53,7 @@ FIRST_WORLD = WorldSettings(
     above=0.0,
     mirrored=0.0,
 )
-"""The part of the world that the first miniature learned. All face one way: where a head is to be
-is what a model of this size learns last (it draws two)."""
+"""What it learns first."""
 
 
 def _jitter(rng: random.Random, colour: RGB, amount: int = 12) -> RGB:
