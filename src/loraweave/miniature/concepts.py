@@ -91,13 +91,13 @@ _ALL = (
 
 CONCEPTS: dict[str, ConceptSpec] = {c.name: c for c in _ALL if not c.held_out}
 HELD_OUT: dict[str, ConceptSpec] = {c.name: c for c in _ALL if c.held_out}
+KNOWN: dict[str, ConceptSpec] = CONCEPTS | HELD_OUT
 
 
 def draw_concepts(names: Sequence[str], background: str, seed: int, size: int = 128) -> Rendering:
     """A scene with these concepts, left to right, placed by `seed`."""
     rng = random.Random(f"concepts {seed}")
-    known = CONCEPTS | HELD_OUT
-    subjects = place_subjects(rng, [known[name].subject for name in names])
+    subjects = place_subjects(rng, [KNOWN[name].subject for name in names], mirrored=0.0)
     return render(Drawing(subjects, background, rng.randrange(2**31)), size)
 
 

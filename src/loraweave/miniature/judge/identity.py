@@ -1,62 +1,81 @@
-"""Who an instance is: its colours, where they sit, and how they alternate.
+"""Who an instance is: a small vision transformer over its crop.
 
-The descriptor of an instance is the square root of its colour histogram in the upper and in the
-lower half of its mask, with soft bins, so that the scalar product of two descriptors is the
-Bhattacharyya coefficient of the histograms, in [0, 1]. Stripes, spots and plain coats differ in
-how often colours change along rows and columns, which two more entries hold.
+Crops show the instance alone on grey, squared and scaled to one size, so that place, size and
+background cannot matter; mirroring is taught (see recipe/encoder.py).
 """
 
+from collections.abc import Sequence
+
 import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor, nn
+from transformers import ViTConfig, ViTModel
 
-BINS = 5  # per colour axis
-EDGE_WEIGHT = 0.15  # share of the descriptor's length that the pattern gets
+CROP = 48  # pixels a side
+MARGIN = 0.06  # of the crop's side, left free around the instance
+GREY = 128
 
 
-def describe(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Descriptor of unit length.
+class IdentityEncoder(nn.Module):
+    """Unit vectors from crops (B, 3, CROP, CROP) in [-1, 1].
 
     Args:
-        pixels: (H, W, 3) in [0, 1].
-        mask: (H, W) booleans, at least one set.
+        width: of the transformer.
+        layers: of the transformer.
+        outputs: length of the vectors.
     """
-    rows = np.nonzero(mask.any(1))[0]
-    middle = (rows[0] + rows[-1] + 1) // 2
-    halves = []
-    for part in (np.s_[:middle], np.s_[middle:]):
-        colours = pixels[part][mask[part]]
-        halves.append(_histogram(colours) if len(colours) else np.zeros(BINS**3))
-    colour = np.sqrt(np.concatenate(halves) / 2)
-    edges = np.sqrt(_edges(pixels, mask))
-    edges = edges / max(float(np.linalg.norm(edges)), 1e-9)
-    return np.concatenate([
-        np.sqrt(1 - EDGE_WEIGHT) * colour / max(float(np.linalg.norm(colour)), 1e-9),
-        np.sqrt(EDGE_WEIGHT) * edges,
-    ])  # fmt: skip
+
+    def __init__(self, width: int = 128, layers: int = 4, outputs: int = 64):
+        super().__init__()
+        self.vit = ViTModel(
+            ViTConfig(
+                image_size=CROP, patch_size=6, hidden_size=width, num_hidden_layers=layers,
+                num_attention_heads=4, intermediate_size=2 * width,
+                hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+            ),
+            add_pooling_layer=False,
+        )  # fmt: skip
+        self.head = nn.Linear(2 * width, outputs)
+
+    def forward(self, crops: Float[Tensor, "B 3 s s"]) -> Float[Tensor, "B E"]:
+        """Directions on the unit sphere; near for one individual, far for others."""
+        states = self.vit(crops).last_hidden_state
+        pooled = torch.cat([states[:, 0], states[:, 1:].mean(1)], 1)
+        return F.normalize(self.head(pooled), dim=1)
 
 
-def _histogram(colours: np.ndarray) -> np.ndarray:
-    """Soft histogram over BINS^3 cells (triangular weights); sums to 1."""
-    position = np.clip(colours, 0, 1) * (BINS - 1)
-    low = np.minimum(position.astype(int), BINS - 2)
-    high_share = position - low
-    out = np.zeros((BINS,) * 3)
-    for corner in np.ndindex(2, 2, 2):
-        share = np.prod(np.where(corner, high_share, 1 - high_share), axis=1)
-        index = low + np.array(corner)
-        np.add.at(out, tuple(index.T), share)
-    return out.ravel() / len(colours)
+def crop_of(image: Image.Image, mask: np.ndarray) -> Image.Image:
+    """The instance under a mask, alone on grey, squared and scaled to CROP pixels a side.
+
+    Args:
+        image: RGB.
+        mask: (h, w) booleans, at least one set; scaled to the picture if it is smaller.
+
+    Raises:
+        ValueError: an empty mask.
+    """
+    where = Image.fromarray(mask.astype(np.uint8) * 255)
+    if where.size != image.size:
+        where = where.resize(image.size, Image.Resampling.BILINEAR)
+    box = where.point(lambda v: 255 if v > 127 else 0).getbbox()
+    if box is None:
+        raise ValueError("an empty mask has no instance to crop")
+    alone = Image.new("RGB", image.size, (GREY,) * 3)
+    alone.paste(image.convert("RGB"), mask=where)
+    x0, y0, x1, y1 = box
+    side = max(x1 - x0, y1 - y0) * (1 + 2 * MARGIN)
+    x, y = (x0 + x1) / 2, (y0 + y1) / 2
+    corners = (round(x - side / 2), round(y - side / 2), round(x + side / 2), round(y + side / 2))
+    square = Image.new("RGB", (corners[2] - corners[0], corners[3] - corners[1]), (GREY,) * 3)
+    square.paste(alone, (-corners[0], -corners[1]))
+    return square.resize((CROP, CROP), Image.Resampling.BOX if side > CROP else
+                         Image.Resampling.BICUBIC)  # fmt: skip
 
 
-def _edges(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Mean change along rows, along columns, and a constant that stands for no change."""
-    changes = []
-    for axis in (0, 1):
-        both = mask & np.roll(mask, 1, axis)
-        change = np.abs(pixels - np.roll(pixels, 1, axis)).sum(2)
-        changes.append(float(change[both].mean()) if both.any() else 0.0)
-    return np.array([*changes, 0.1])
-
-
-def similarity(a: np.ndarray, b: np.ndarray) -> float:
-    """Scalar product of two descriptors, in [0, 1]."""
-    return float(a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-9))
+def crops_tensor(crops: Sequence[Image.Image]) -> Float[Tensor, "B 3 s s"]:
+    """Crops in [-1, 1]."""
+    stacked = torch.from_numpy(np.stack([np.asarray(crop) for crop in crops]))
+    return stacked.permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -1,7 +1,7 @@
 """From a picture to a verdict.
 
-The files of a judge: `segmenter.safetensors` (weights), `judge.json` (classes, least areas,
-descriptors of the concepts, thresholds).
+The files of a judge: `segmenter.safetensors` and `encoder.safetensors` (weights), `judge.json`
+(classes, least areas, directions of the concepts, thresholds).
 """
 
 import json
@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from scipy import ndimage
+from torch import Tensor, nn
 
 from ...errors import ModelNotFound
-from ..concepts import CONCEPTS
+from ..concepts import KNOWN
 from ..shipped import WEIGHTS
-from .identity import describe, similarity
+from .identity import IdentityEncoder, crop_of, crops_tensor
 from .segmenter import Segmenter
 from .verdict import Instance, Thresholds, Verdict, decide
 
@@ -31,19 +32,20 @@ class Judge:
 
     Args:
         segmenter: trained, for `len(kinds) + 1` classes.
+        encoder: trained.
         kinds: names of classes 1 and up.
         least_area: by number of subjects, the least share of the picture of an instance.
-        descriptors: of every known concept.
+        directions: (E,) of every known concept, where the encoder puts it.
         thresholds: see `verdict.decide`.
     """
 
     def __init__(
-        self, segmenter: Segmenter, kinds: Sequence[str], least_area: Mapping[int, float],
-        descriptors: Mapping[str, np.ndarray], thresholds: Thresholds,
+        self, segmenter: Segmenter, encoder: IdentityEncoder, kinds: Sequence[str],
+        least_area: Mapping[int, float], directions: Mapping[str, Tensor], thresholds: Thresholds,
     ):  # fmt: skip
-        self.segmenter, self.kinds = segmenter.eval(), list(kinds)
-        self.least_area, self.descriptors = dict(least_area), dict(descriptors)
-        self.thresholds = thresholds
+        self.segmenter, self.encoder = segmenter.eval(), encoder.eval()
+        self.kinds, self.least_area = list(kinds), dict(least_area)
+        self.directions, self.thresholds = dict(directions), thresholds
 
     @torch.no_grad()
     def classes(self, images: Sequence[Image.Image]) -> np.ndarray:
@@ -57,28 +59,36 @@ class Judge:
 
     def examine(self, image: Image.Image, concepts: Sequence[str]) -> Verdict:
         """Judge a picture that should show these concepts and no other subject."""
-        kinds = {name: CONCEPTS[name].kind for name in concepts}
+        kinds = {name: KNOWN[name].kind for name in concepts}
         return decide(self.instances(image, len(kinds)), kinds, self.thresholds)
 
-    def _instances(self, image: Image.Image, classes: np.ndarray, subjects: int):
+    @torch.no_grad()
+    def identify(self, image: Image.Image, masks: Sequence[np.ndarray]) -> list[dict[str, float]]:
+        """Cosine of each masked instance with every known concept, in [-1, 1]."""
+        if not masks:
+            return []
+        vectors = self.encoder(crops_tensor([crop_of(image, mask) for mask in masks]))
+        scores = vectors @ torch.stack(list(self.directions.values())).T
+        return [dict(zip(self.directions, row)) for row in scores.tolist()]
+
+    def _instances(self, image: Image.Image, classes: np.ndarray, subjects: int) -> list[Instance]:
         side = classes.shape[-1]
-        pixels = np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.BOX)) / 255.0
         least = self.least_area[min(max(subjects, 1), max(self.least_area))] * side**2
-        found = []
+        found: list[tuple[str, np.ndarray]] = []
         for k, kind in enumerate(self.kinds, start=1):
             components, count = cast(tuple[np.ndarray, int], ndimage.label(classes == k))
-            for c in range(1, count + 1):
-                mask = components == c
-                if mask.sum() < least:
-                    continue
-                mine = describe(pixels, mask)
-                rows, columns = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
-                box = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]) / side
-                x0, y0, x1, y1 = (float(round(v, 4)) for v in box)
-                likeness = {n: similarity(mine, d) for n, d in self.descriptors.items()}
-                area = round(float(mask.mean()), 4)
-                found.append(Instance(kind, (x0, y0, x1, y1), area, likeness))
-        return sorted(found, key=lambda instance: instance.box[0])
+            masks = (components == c for c in range(1, count + 1))
+            found += [(kind, mask) for mask in masks if mask.sum() >= least]
+        likeness = self.identify(image, [mask for _, mask in found])
+        instances = [_instance(*pair, near) for pair, near in zip(found, likeness)]
+        return sorted(instances, key=lambda instance: instance.box[0])
+
+
+def _instance(kind: str, mask: np.ndarray, similarities: Mapping[str, float]) -> Instance:
+    rows, columns = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
+    box = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]) / len(mask)
+    x0, y0, x1, y1 = (float(round(v, 4)) for v in box)
+    return Instance(kind, (x0, y0, x1, y1), round(float(mask.mean()), 4), similarities)
 
 
 def _pixels(images: Sequence[Image.Image]) -> torch.Tensor:
@@ -98,10 +108,15 @@ def load_judge(folder: Path = WEIGHTS / "judge") -> Judge:
         raise ModelNotFound(f"no judge in {folder}; make it with `loraweave miniature train`")
     data = json.loads((folder / "judge.json").read_text())
     segmenter = Segmenter(len(data["kinds"]) + 1)
-    weights = load_file(folder / "segmenter.safetensors")
-    segmenter.load_state_dict({name: value.float() for name, value in weights.items()})
+    _fill(segmenter, folder / "segmenter.safetensors")
+    encoder = IdentityEncoder()
+    _fill(encoder, folder / "encoder.safetensors")
     return Judge(
-        segmenter, data["kinds"], {int(n): a for n, a in data["least_area"].items()},
-        {name: np.array(d) for name, d in data["descriptors"].items()},
+        segmenter, encoder, data["kinds"], {int(n): a for n, a in data["least_area"].items()},
+        {name: torch.tensor(d) for name, d in data["directions"].items()},
         Thresholds(data["least_similarity"], data["least_lead"]),
     )  # fmt: skip
+
+
+def _fill(module: nn.Module, path: Path) -> None:
+    module.load_state_dict({name: value.float() for name, value in load_file(path).items()})

@@ -1,10 +1,12 @@
 """The judge's identity encoder, from pairs of views of one individual.
 
 Each batch holds families: an individual and relatives of its class that differ from it in one
-thing only (pattern, second colour, accessory, eyes, body colour), so that the encoder has to look
-at all of them. Two views of an individual share its looks and nothing else: place, size, side,
-background, neighbours and wear are drawn anew (NT-Xent, Chen et al. 2020, with the family's other
-members among the negatives).
+thing only (pattern, second colour, accessory, eyes, body colour), or that are half of it and half
+of somebody else, so that the encoder has to look at all of them. Two views of an individual share
+its looks and nothing else: place, size, side, background, neighbours and wear are drawn anew
+(NT-Xent, Chen et al. 2020, with the family's other members among the negatives).
+
+Views are drawn once and kept; training mirrors and tints them anew.
 """
 
 import random
@@ -15,19 +17,23 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from jaxtyping import Float, UInt8
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from scipy import ndimage
 from torch import Tensor
 
-from ..judge.encoder import IdentityEncoder, crop_of, crops_tensor
+from ...progress import track
+from ..judge.identity import IdentityEncoder, crop_of, crops_tensor
 from ..judge.judge import SIDE
 from ..world import Drawing, Subject, WorldSettings, render
 from ..world.sample import EYES, place_subjects, sample_subject
+from ..world.spec import RGB
 from .judge import worn
 from .pool import pixels_of
 from .run import Fit, Run
 
-FAMILIES, MEMBERS = 8, 4  # individuals of a batch
+FAMILIES, MEMBERS = 16, 4  # of a batch, and of each of them
 TEMPERATURE = 0.1
 
 
@@ -37,13 +43,15 @@ def family(rng: random.Random, world: WorldSettings, members: int = MEMBERS) -> 
     relatives = [first]
     while len(relatives) < members:
         other = sample_subject(rng, first.kind, world)
-        change = rng.choice(("pattern", "second", "accessory", "eye", "body"))
+        change = rng.choice(("pattern", "second", "accessory", "eye", "body", "half"))
         if change == "accessory":
             relative = replace(
                 first, accessory=other.accessory, accessory_colour=other.accessory_colour
             )
         elif change == "second":
             relative = replace(first, second=other.second, pattern=_patterned(rng, first, world))
+        elif change == "half":
+            relative = half_blended(first, other)
         elif change == "eye":
             relative = replace(first, eye=rng.choice([e for e in EYES if e != first.eye]))
         else:
@@ -51,6 +59,19 @@ def family(rng: random.Random, world: WorldSettings, members: int = MEMBERS) -> 
         if relative not in relatives:
             relatives.append(relative)
     return relatives
+
+
+def half_blended(one: Subject, other: Subject) -> Subject:
+    """Half of one and half of another: colours between theirs, the other's accessory."""
+    return replace(
+        one, body=_between(one.body, other.body), second=_between(one.second, other.second),
+        accessory=other.accessory, accessory_colour=other.accessory_colour, colour_name=None,
+    )  # fmt: skip
+
+
+def _between(a: RGB, b: RGB) -> RGB:
+    red, green, blue = ((x + y) // 2 for x, y in zip(a, b))
+    return red, green, blue
 
 
 def _patterned(rng: random.Random, subject: Subject, world: WorldSettings) -> str:
@@ -99,26 +120,60 @@ def contrastive(vectors: Tensor, individuals: Tensor) -> Tensor:
     return F.cross_entropy(scores, target)
 
 
+@torch.no_grad()
+def crop_pool(
+    run: Run, vae: AutoencoderKL, world: WorldSettings, families: int
+) -> UInt8[Tensor, "F V 3 s s"]:
+    """Crops of `families` families; of V views, 2 i and 2 i + 1 show member i.
+
+    Read from `crops.safetensors` if an earlier start left it.
+    """
+    path = run.folder / "crops.safetensors"
+    if path.exists() and len(found := load_file(path)["crops"]) == families:
+        return found
+    crops = []
+    for number in track(range(families), "miniature: crops", total=families):
+        g = run.generator("crops", number)
+        rng = random.Random(int(torch.randint(2**31, (1,), generator=g)))
+        views = [view(rng, one, world) for one in family(rng, world) for _ in range(2)]
+        worn_views = worn_crops(views, vae if number % 2 else None, rng, g)
+        crops.append(((worn_views + 1) * 127.5).round().byte())
+    pool = torch.stack(crops)
+    save_file({"crops": pool}, path)
+    return pool
+
+
 def train_encoder(
-    run: Run, vae: AutoencoderKL, world: WorldSettings, steps: int, rate: float = 1e-3
-) -> IdentityEncoder:
+    run: Run, vae: AutoencoderKL, world: WorldSettings, steps: int, families: int,
+    rate: float = 1e-3,
+) -> IdentityEncoder:  # fmt: skip
     """Train the encoder, or finish a run that was interrupted."""
+    pool = crop_pool(run, vae, world, families)
     torch.manual_seed(run.seed)
     encoder = IdentityEncoder()
     fit = Fit(run, "encoder", encoder, steps=steps, rate=rate, average=0.995, weight_decay=1e-2)
     for step in fit.steps():
         g = run.generator("encoder", step.number)
-        rng = random.Random(int(torch.randint(2**31, (1,), generator=g)))
-        people = [s for _ in range(FAMILIES) for s in family(rng, world)]
-        views = [view(rng, person, world) for person in people for _ in range(2)]
-        crops = worn_crops(views, vae if step.number % 2 else None, rng, g)
-        individuals = torch.arange(len(people)).repeat_interleave(2)
-        vectors = encoder(crops)
+        chosen = torch.randperm(len(pool), generator=g)[:FAMILIES]
+        crops = varied(pool[chosen].flatten(0, 1).float() / 127.5 - 1, g)
+        individuals = torch.arange(len(crops) // 2).repeat_interleave(2)
+        with torch.autocast("cpu", torch.bfloat16):
+            vectors = encoder(crops).float()
         loss = contrastive(vectors, individuals)
         fit.update(step, loss)
         step.figures |= {"loss": loss.item(), "nearest": nearest_is_same(vectors, individuals)}
     fit.finish()
     return encoder.eval()
+
+
+def varied(crops: Float[Tensor, "B 3 s s"], g: torch.Generator) -> Float[Tensor, "B 3 s s"]:
+    """Crops mirrored at random, shifted by up to two pixels and a little brighter or darker."""
+    mirrored = torch.rand(len(crops), 1, 1, 1, generator=g) < 0.5
+    crops = torch.where(mirrored, crops.flip(-1), crops)
+    down, right = torch.randint(-2, 3, (2,), generator=g).tolist()
+    crops = crops.roll((down, right), (2, 3))
+    gain = 1 + 0.06 * torch.randn(len(crops), 1, 1, 1, generator=g)
+    return (crops * gain).clamp(-1, 1)
 
 
 def worn_crops(

@@ -1,6 +1,7 @@
 """Stage 4: the judge, from drawings that went through what generated pictures go through."""
 
 import json
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,12 +9,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from jaxtyping import UInt8
 from PIL import Image
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
-from ..concepts import CONCEPTS, draw_concepts
-from ..judge.identity import describe
+from ...progress import track
+from ..concepts import CONCEPTS, KNOWN, draw_concepts
+from ..judge.identity import IdentityEncoder, crop_of, crops_tensor
 from ..judge.judge import SIDE, Judge
 from ..judge.segmenter import Segmenter
 from ..judge.verdict import Thresholds
@@ -23,6 +26,8 @@ from .run import Fit, Run
 from .vae import decoded, posterior_of
 
 CONCEPT_SHARE = 0.3  # of the training scenes show concepts instead of random subjects
+LEAST_LEAD = 0.1  # over another concept of the scene
+BLENDED_SHARE, BLENDED_MOST = 0.3, 0.3  # of pictures, and of another picture mixed into one
 
 
 def training_scene(seed: int, world: WorldSettings) -> tuple[Image.Image, np.ndarray]:
@@ -39,11 +44,36 @@ def training_scene(seed: int, world: WorldSettings) -> tuple[Image.Image, np.nda
     return drawn.image, classes[1::2, 1::2]
 
 
+def scene_pool(
+    run: Run, name: str, world: WorldSettings, count: int
+) -> tuple[UInt8[Tensor, "N 3 S S"], UInt8[Tensor, "N s s"]]:
+    """Pictures and classes of `count` training scenes, kept in `<name>.safetensors`."""
+    path = run.folder / f"{name}.safetensors"
+    if path.exists() and len((found := load_file(path))["classes"]) == count:
+        return found["pixels"], found["classes"]
+    seeds = torch.randint(2**31, (count,), generator=run.generator(name, 0)).tolist()
+    pixels, classes = [], []
+    for seed in track(seeds, f"miniature: {name}", total=count):
+        image, where = training_scene(seed, world)
+        pixels.append(torch.from_numpy(np.array(image)).permute(2, 0, 1))
+        classes.append(torch.from_numpy(where.astype(np.uint8)))
+    pool = {"pixels": torch.stack(pixels).contiguous(), "classes": torch.stack(classes)}
+    save_file(pool, path)
+    return pool["pixels"], pool["classes"]
+
+
 def worn(pixels: Tensor, vae: AutoencoderKL | None, g: torch.Generator) -> Tensor:
-    """Pictures (B, 3, H, W) after what a generated picture suffers: codec, noise, blur, colour."""
+    """Pictures (B, 3, H, W) after what a generated picture suffers.
+
+    With an autoencoder: its losses, noise in the latents, and a little of another picture; and
+    always blur, tint and noise.
+    """
     if vae is not None:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             latents = posterior_of(vae, pixels).mean.float()
+            share = torch.rand(len(latents), 1, 1, 1, generator=g) * BLENDED_MOST
+            share *= torch.rand(share.shape, generator=g) < BLENDED_SHARE
+            latents = (1 - share) * latents + share * latents.roll(1, 0)
             strength = torch.rand(len(latents), 1, 1, 1, generator=g) * 0.5
             noise = torch.randn(latents.shape, generator=g) * latents.std() * strength
             pixels = decoded(vae, latents + noise).float().clamp(-1, 1)
@@ -56,20 +86,24 @@ def worn(pixels: Tensor, vae: AutoencoderKL | None, g: torch.Generator) -> Tenso
 
 
 def train_segmenter(
-    run: Run, vae: AutoencoderKL, world: WorldSettings, steps: int, batch: int = 24,
-    rate: float = 3e-3,
+    run: Run, name: str, vae: AutoencoderKL, world: WorldSettings, steps: int, scenes: int,
+    batch: int = 24, rate: float = 3e-3,
 ) -> Segmenter:  # fmt: skip
-    """Train the segmenter, or finish a run that was interrupted."""
-    torch.manual_seed(run.seed)
+    """Train a segmenter, or finish a run that was interrupted.
+
+    Segmenters of different names start from other weights and see other scenes: one is the
+    judge's, one is for methods that look at a picture while they draw it.
+    """
+    images, classes = scene_pool(run, f"{name}_scenes", world, scenes)
+    torch.manual_seed(zlib.crc32(f"{run.seed}/{name}".encode()))
     segmenter = Segmenter(len(world.kinds) + 1)
-    fit = Fit(run, "judge", segmenter, steps=steps, rate=rate, average=0.99, weight_decay=1e-3)
+    fit = Fit(run, name, segmenter, steps=steps, rate=rate, average=0.99, weight_decay=1e-3)
     for step in fit.steps():
         i = step.number
-        g = run.generator("judge", i)
-        seeds = torch.randint(2**31, (batch,), generator=g).tolist()
-        scenes = [training_scene(seed, world) for seed in seeds]
-        target = torch.from_numpy(np.stack([classes for _, classes in scenes]))
-        pixels = worn(pixels_of([image for image, _ in scenes]), vae if i % 2 else None, g)
+        g = run.generator(name, i)
+        chosen = torch.randint(len(images), (batch,), generator=g)
+        target = classes[chosen].long()
+        pixels = worn(images[chosen].float() / 127.5 - 1, vae if i % 2 else None, g)
         scores = segmenter(pixels)
         loss = F.cross_entropy(scores, target)
         fit.update(step, loss)
@@ -94,21 +128,23 @@ def least_areas(world: WorldSettings, samples: int = 400) -> dict[int, float]:
 
 
 @torch.no_grad()
-def concept_descriptors(vae: AutoencoderKL, views: int = 24) -> dict[str, np.ndarray]:
-    """Mean descriptor of each concept over decoded drawings of it alone and beside others."""
-    descriptors = {}
-    for name in CONCEPTS:
-        found = []
+def concept_directions(
+    encoder: IdentityEncoder, vae: AutoencoderKL, views: int = 24
+) -> dict[str, Tensor]:
+    """Mean direction of each concept over decoded drawings of it alone and beside others."""
+    directions = {}
+    for name in KNOWN:
+        crops = []
         for view in range(views):
             rng = np.random.default_rng(view)
-            others = [n for n in CONCEPTS if n != name]
+            others = [n for n in KNOWN if n != name]
             names = [name] if view % 2 else [name, others[rng.integers(len(others))]]
-            drawn = draw_concepts(names, BACKGROUNDS[view % 4], 90_000 + view, SIDE)
+            place = BACKGROUNDS[view % len(BACKGROUNDS)]
+            drawn = draw_concepts(names, place, 90_000 + view, SIDE)
             seen = through(vae, [drawn.image])[0]
-            half = np.asarray(seen.resize((SIDE // 2, SIDE // 2), Image.Resampling.BOX)) / 255.0
-            found.append(describe(half, drawn.masks[0][1::2, 1::2]))
-        descriptors[name] = np.mean(found, axis=0)
-    return descriptors
+            crops.append(crop_of(seen, drawn.masks[0][1::2, 1::2]))
+        directions[name] = F.normalize(encoder(crops_tensor(crops)).mean(0), dim=0)
+    return directions
 
 
 @torch.no_grad()
@@ -120,22 +156,30 @@ def through(vae: AutoencoderKL, images: Sequence[Image.Image]) -> list[Image.Ima
 
 
 def save_judge(judge: Judge, folder: Path) -> None:
-    """Write a judge's two files."""
+    """Write a judge's files."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {k: v.half().contiguous() for k, v in judge.segmenter.state_dict().items()}
-    save_file(weights, folder / "segmenter.safetensors")
+    for name, module in (("segmenter", judge.segmenter), ("encoder", judge.encoder)):
+        save_half(module, folder / f"{name}.safetensors")
     data = {
         "kinds": judge.kinds,
         "least_area": {str(n): round(a, 5) for n, a in judge.least_area.items()},
         "least_similarity": {k: round(v, 4) for k, v in judge.thresholds.least_similarity.items()},
         "least_lead": judge.thresholds.least_lead,
-        "descriptors": {k: [round(float(x), 5) for x in d] for k, d in judge.descriptors.items()},
+        "directions": {k: [round(x, 5) for x in d.tolist()] for k, d in judge.directions.items()},
     }
     (folder / "judge.json").write_text(json.dumps(data, indent=1) + "\n")
 
 
-def new_judge(segmenter: Segmenter, vae: AutoencoderKL, world: WorldSettings) -> Judge:
-    """A judge that is not calibrated yet: nothing counts as blended."""
+def save_half(module: nn.Module, path: Path) -> None:
+    """Write a module's weights in half precision."""
+    save_file({k: v.half().contiguous() for k, v in module.state_dict().items()}, path)
+
+
+def new_judge(
+    segmenter: Segmenter, encoder: IdentityEncoder, vae: AutoencoderKL, world: WorldSettings
+) -> Judge:
+    """A judge that is not calibrated yet: only what is like another concept counts as blended."""
     return Judge(
-        segmenter, world.kinds, least_areas(world), concept_descriptors(vae), Thresholds({}, 0.02)
-    )
+        segmenter, encoder, world.kinds, least_areas(world), concept_directions(encoder, vae),
+        Thresholds({}, LEAST_LEAD),
+    )  # fmt: skip

@@ -1,49 +1,109 @@
-"""Stage 3: a LoRA for each concept, by the package's own trainer, from drawings in a folder."""
+"""Stage 3: the LoRAs, by the package's own trainer, from drawings in a folder.
 
+They differ as people's files do: half of them also train the text encoder, a quarter have
+kohya's names and an alpha that is not the rank, the others diffusers' names.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from diffusers import StableDiffusionPipeline
+from PIL import Image
 
+from ...lora.save import Format
 from ...train import TrainSettings, train_lora
-from ..concepts import CONCEPTS, training_drawings
+from ..concepts import KNOWN, ConceptSpec, training_drawings
+from ..extras import EXTRAS, extra_examples
 from ..world.captions import PLACES
 
 PICTURES = 20
+RANK, RATE = 8, 1e-3
+
+Examples = Iterator[tuple[Image.Image, str]]
 
 
-def lora_settings(steps: int) -> TrainSettings:
-    """How the miniature's LoRAs are trained."""
-    return TrainSettings(
-        rank=8, alpha=8.0, learning_rate=1e-3, steps=steps, batch_size=8,
-        dtype="bfloat16",
-    )  # fmt: skip
+@dataclass(frozen=True)
+class Plan:
+    """How one LoRA is made.
+
+    Attributes:
+        trigger, noun: as `train_lora` takes them.
+        draw: pictures and captions, given how many and their side in pixels.
+        format: names in the file.
+        alpha: of every update.
+        text_encoder: whether it is trained, too.
+    """
+
+    trigger: str
+    noun: str
+    draw: Callable[[int, int], Examples]
+    format: Format
+    alpha: float
+    text_encoder: bool
+
+    def settings(self, steps: int) -> TrainSettings:
+        """For the trainer; the rate makes up for alpha."""
+        return TrainSettings(
+            rank=RANK, alpha=self.alpha, learning_rate=RATE * RANK / self.alpha, steps=steps,
+            batch_size=8, text_encoder=self.text_encoder, text_learning_rate=RATE / 2,
+            dtype="bfloat16",
+        )  # fmt: skip
 
 
-def write_examples(name: str, folder: Path, count: int = PICTURES, size: int = 128) -> None:
-    """Drawings of a concept with captions beside them, as a user would prepare a folder."""
-    concept = CONCEPTS[name]
+def plans() -> dict[str, Plan]:
+    """A plan for every LoRA that ships, by name."""
+    taught: dict[str, tuple[str, str, Callable[[int, int], Examples]]] = {}
+    for name, concept in KNOWN.items():
+        taught[name] = concept.trigger, concept.kind, _individual(concept)
+    for name, extra in EXTRAS.items():
+        taught[name] = extra.trigger, extra.noun, _extra(name)
+    return {
+        name: Plan(
+            *words, format="kohya" if i % 4 == 1 else "diffusers",
+            alpha=RANK / 2 if i % 4 == 1 else RANK, text_encoder=i % 4 in (1, 2),
+        )
+        for i, (name, words) in enumerate(taught.items())
+    }  # fmt: skip
+
+
+def _individual(concept: ConceptSpec) -> Callable[[int, int], Examples]:
+    def draw(count: int, size: int) -> Examples:
+        for drawn in training_drawings(concept.name, count, size):
+            place = PLACES[drawn.drawing.background]
+            yield drawn.image, f"a {concept.trigger} {concept.kind} {place}"
+
+    return draw
+
+
+def _extra(name: str) -> Callable[[int, int], Examples]:
+    return lambda count, size: iter(extra_examples(name, count, size))
+
+
+def write_examples(plan: Plan, folder: Path, count: int = PICTURES, size: int = 128) -> None:
+    """Drawings with captions beside them, as a user would prepare a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    for i, drawn in enumerate(training_drawings(name, count, size)):
-        place = PLACES[drawn.drawing.background]
-        drawn.image.save(folder / f"{i:03d}.png")
-        (folder / f"{i:03d}.txt").write_text(f"a {concept.trigger} {concept.kind} {place}\n")
+    for i, (image, caption) in enumerate(plan.draw(count, size)):
+        image.save(folder / f"{i:03d}.png")
+        (folder / f"{i:03d}.txt").write_text(caption + "\n")
 
 
-def train_concepts(
-    pipe: StableDiffusionPipeline, folder: Path, steps: int, names: list[str] | None = None
+def train_loras(
+    pipe: StableDiffusionPipeline, folder: Path, steps: int, names: Sequence[str] | None = None
 ) -> dict[str, Path]:
     """Train the LoRAs that `folder/loras` does not hold yet; paths by name."""
     out = folder / "loras"
     out.mkdir(parents=True, exist_ok=True)
     files = {}
-    for name in names or list(CONCEPTS):
+    for name, plan in plans().items():
+        if names is not None and name not in names:
+            continue
         files[name] = out / f"{name}.safetensors"
         if files[name].exists():
             continue
-        concept = CONCEPTS[name]
-        write_examples(name, folder / "examples" / name)
+        write_examples(plan, folder / "examples" / name)
         train_lora(
-            pipe, folder / "examples" / name, trigger=concept.trigger, class_noun=concept.kind,
-            out=files[name], settings=lora_settings(steps),
+            pipe, folder / "examples" / name, trigger=plan.trigger, class_noun=plan.noun,
+            out=files[name], settings=plan.settings(steps), format=plan.format,
         )  # fmt: skip
     return files

@@ -2,22 +2,25 @@
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from transformers import CLIPTokenizer
 
 from ...errors import TrainingError
 from ...methods import METHODS
 from ..golden import golden_blocks
 from ..judge import Judge
-from ..world import FIRST_WORLD, WorldSettings
+from ..judge.segmenter import Segmenter
+from ..world import FIRST_WORLD, FULL_WORLD, TAUGHT_WORLD, WorldSettings
 from .base import train_base
 from .calibrate import calibrated
-from .judge import new_judge, save_judge, train_segmenter
-from .loras import train_concepts
+from .encoder import train_encoder
+from .judge import new_judge, save_half, save_judge, train_segmenter
+from .loras import train_loras
 from .pool import build_pool
 from .run import Run
 from .tokenizer import train_tokenizer
@@ -48,6 +51,7 @@ class Size:
         parts: of the autoencoder's and the base's training.
         pixels: side of the pictures.
         judge_steps, encoder_steps: optimiser steps of each segmenter and of the identity encoder.
+        judge_scenes, families: what these learn from.
         lora_steps: of each LoRA.
         calibration: pictures of each LoRA alone for the judge's thresholds.
     """
@@ -55,7 +59,9 @@ class Size:
     parts: tuple[Part, ...]
     pixels: int
     judge_steps: int
+    judge_scenes: int
     encoder_steps: int
+    families: int
     lora_steps: int
     calibration: int
 
@@ -66,13 +72,15 @@ _SMALL = (
 )
 _TRIAL = (Part(FIRST_WORLD, 2, 64, 2), Part(TAUGHT_WORLD, 2, 64, 2))
 SIZES = {
-    "small": Size(_SMALL, 128, 1500, 3000, 160, 20),
-    "trial": Size(_TRIAL, 128, 2, 2, 1, 1),
+    "small": Size(_SMALL, 128, 1500, 6000, 3000, 2500, 160, 20),
+    "trial": Size(_TRIAL, 128, 2, 32, 2, 16, 1, 1),
 }
 """`small` is what ships; `trial` runs every stage for a moment, to see that it works."""
 
 
-def train_miniature(folder: str | Path, size: str = "small", seed: int = 0) -> dict[str, str]:
+def train_miniature(
+    folder: str | Path, size: str = "small", seed: int = 0, compiled: bool = False
+) -> dict[str, str]:
     """Train tokenizer, autoencoder, base, LoRAs and judge into `folder`; resumes what is there.
 
     Args:
@@ -80,6 +88,7 @@ def train_miniature(folder: str | Path, size: str = "small", seed: int = 0) -> d
             the weights that ship with the package.
         size: a name of `SIZES`.
         seed: of everything random.
+        compiled: see `train_base`.
 
     Returns:
         The result's folder and the size.
@@ -92,41 +101,57 @@ def train_miniature(folder: str | Path, size: str = "small", seed: int = 0) -> d
     recipe, run = SIZES[size], Run(Path(folder), seed)
     run.log("start", size=size, seed=seed, torch=torch.__version__)
     tokenizer = train_tokenizer(seed=seed)
-    vae = _autoencoder(run, recipe)
-    pipe = _base(run, recipe, tokenizer, vae)
-    loras = train_concepts(pipe, run.folder, recipe.lora_steps)
-    judge = _judge(run, recipe, vae)
+    vae = pipe = None
+    for number, part in enumerate(recipe.parts):
+        leg = Run(run.folder / f"part{number}", seed + number)
+        vae = _autoencoder(leg, part, recipe.pixels, vae)
+        pipe = _base(leg, part, recipe.pixels, tokenizer, vae, pipe, compiled)
+    assert vae is not None
+    assert pipe is not None
+    loras = train_loras(pipe, run.folder, recipe.lora_steps)
+    judge, finder = _judge(run, recipe, vae)
     judge = calibrated(run, judge, pipe, loras, recipe.calibration)
-    weights = collect(run.folder, judge, pipe)
+    weights = collect(run.folder, judge, finder, pipe)
     return {"folder": str(weights), "size": size}
 
 
-def _autoencoder(run: Run, recipe: Size) -> AutoencoderKL:
+def _autoencoder(run: Run, part: Part, pixels: int, start: AutoencoderKL | None) -> AutoencoderKL:
     path = run.folder / "vae"
     if path.exists():
         return AutoencoderKL.from_pretrained(path, use_safetensors=True).eval()
-    vae = train_vae(run, recipe.world, recipe.pixels, recipe.vae_steps)
+    world = replace(part.world, mirrored=0.5)  # what faces left is learned at no cost
+    vae = train_vae(run, world, pixels, part.vae_steps, start=start)
     vae.save_pretrained(path)
     return vae
 
 
-def _base(run: Run, recipe: Size, tokenizer, vae: AutoencoderKL) -> StableDiffusionPipeline:
+def _base(
+    run: Run, part: Part, pixels: int, tokenizer: CLIPTokenizer, vae: AutoencoderKL,
+    start: StableDiffusionPipeline | None, compiled: bool,
+) -> StableDiffusionPipeline:  # fmt: skip
     path = run.folder / "base"
     if not path.exists():
-        pool = build_pool(run, vae, recipe.world, recipe.pixels, recipe.pool)
-        train_base(run, tokenizer, vae, pool, recipe.base_steps).save_pretrained(path)
+        pool = build_pool(run, vae, part.world, pixels, part.pool)
+        pipe = train_base(
+            run, tokenizer, vae, pool, part.base_steps, start=start, compiled=compiled
+        )
+        pipe.save_pretrained(path)
     return StableDiffusionPipeline.from_pretrained(
         path, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
         local_files_only=True, use_safetensors=True,
     )  # fmt: skip
 
 
-def _judge(run: Run, recipe: Size, vae: AutoencoderKL) -> Judge:
-    segmenter = train_segmenter(run, vae, recipe.world, recipe.judge_steps)
-    return new_judge(segmenter, vae, recipe.world)
+def _judge(run: Run, recipe: Size, vae: AutoencoderKL) -> tuple[Judge, Segmenter]:
+    """The judge, not calibrated, and the segmenter for methods that need one."""
+    world, steps, scenes = FULL_WORLD, recipe.judge_steps, recipe.judge_scenes
+    segmenter = train_segmenter(run, "judge", vae, world, steps, scenes)
+    finder = train_segmenter(run, "finder", vae, world, steps, scenes)
+    encoder = train_encoder(run, vae, world, recipe.encoder_steps, recipe.families)
+    return new_judge(segmenter, encoder, vae, world), finder
 
 
-def collect(folder: Path, judge: Judge, pipe: StableDiffusionPipeline) -> Path:
+def collect(folder: Path, judge: Judge, finder: Segmenter, pipe: StableDiffusionPipeline) -> Path:
     """Bring the results together as they ship: fp16, one folder for base, LoRAs and judge.
 
     A folder of weights that is there already is replaced as a whole.
@@ -136,6 +161,7 @@ def collect(folder: Path, judge: Judge, pipe: StableDiffusionPipeline) -> Path:
     pipe.to(torch.float16).save_pretrained(fresh / "base", safe_serialization=True)
     shutil.copytree(folder / "loras", fresh / "loras", ignore=shutil.ignore_patterns("*.state"))
     save_judge(judge, fresh / "judge")
+    save_half(finder, fresh / "finder.safetensors")
     pipe.to(torch.float32)  # with the rounding of fp16, as users will load it
     loras = {path.stem: path for path in (fresh / "loras").glob("*.safetensors")}
     golden = {name: golden_blocks(pipe, name, loras).round(4).tolist() for name in METHODS}
@@ -147,7 +173,10 @@ def collect(folder: Path, judge: Judge, pipe: StableDiffusionPipeline) -> Path:
 
 
 def summary(folder: Path) -> list[dict]:
-    """Every tenth line of the log of figures, and the last of each stage."""
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    last = {line["stage"]: i for i, line in enumerate(lines)}
-    return [line for i, line in enumerate(lines) if i % 10 == 0 or i == last[line["stage"]]]
+    """Every tenth line of the logs of figures, and the last of each stage of each part."""
+    lines = []
+    for path in [*sorted(folder.glob("part*/log.jsonl")), folder / "log.jsonl"]:
+        part = {} if path.parent == folder else {"part": path.parent.name}
+        lines += [part | json.loads(line) for line in path.read_text().splitlines()]
+    last = {(line.get("part"), line["stage"]): i for i, line in enumerate(lines)}
+    return [line for i, line in enumerate(lines) if i % 10 == 0 or i in last.values()]
