@@ -4,7 +4,7 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -71,12 +71,15 @@ def train(
         "runs/miniature"
     ),
     size: Annotated[str, typer.Option(help="How large a model.")] = "small",
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="A tenth faster; needs a C++ compiler.")
+    ] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Train the miniature, its LoRAs and its judge anew; an interrupted run goes on."""
     from ..miniature.recipe.train import train_miniature
 
-    report = train_miniature(folder, size=size)
+    report = train_miniature(folder, size=size, compiled=compiled)
     typer.echo(json.dumps(report) if as_json else report["folder"])
 
 
@@ -102,26 +105,34 @@ def compare(
     methods: Annotated[str, typer.Option(help="Names with commas; the first is the yardstick.")] = (
         "merge,clora"
     ),
-    pairs: Annotated[int, typer.Option(min=1, max=1000, help="Scenes.")] = 40,
+    suite: Annotated[str, typer.Option(help="pairs, same_class, three, four or five.")] = "pairs",
+    count: Annotated[int, typer.Option("--scenes", min=1, max=1000)] = 60,
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="Noises of each scene.")] = 2,
+    split: Annotated[
+        Literal["tuning", "report"],
+        typer.Option(help="Choose settings on tuning scenes, report on the others."),
+    ] = "report",
     steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps.")] = 50,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Also write a grid of all pictures (PNG).")
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Count what methods get right on pairs of concepts of different classes."""
-    from ..miniature.compare import REPORT_SEED, compare_methods, comparison_grid, rates
-    from ..miniature.prompts import pair_scenes
+    """Count what methods get right; `base` and `alone` are yardsticks beside them."""
+    from ..miniature.compare import compare_methods, comparison_grid, rates
+    from ..miniature.prompts import SUITES, scenes
     from ..output import check_output_path
     from .report import show_values
 
     if out is not None:
         check_output_path(out)
+    if suite not in SUITES:
+        raise SceneError(f"no suite {suite!r}; there are: {', '.join(SUITES)}")
     silence_libraries()
-    scenes = pair_scenes(pairs, REPORT_SEED)
-    results = compare_methods(list(dict.fromkeys(methods.split(","))), scenes, steps=steps)
+    chosen = scenes(suite, split, count, seeds)
+    results = compare_methods(list(dict.fromkeys(methods.split(","))), chosen, steps=steps)
     if out is not None:
-        comparison_grid(results, scenes, out)
+        comparison_grid(results, chosen, out)
     figures = rates(results)
     if as_json:
         typer.echo(json.dumps(figures, indent=2))
@@ -131,7 +142,7 @@ def compare(
 
 def _drawn(concept: str | None, count: int, size: int, seed: int) -> tuple[list[Any], list[str]]:
     """Pictures and captions."""
-    from ..miniature.concepts import CONCEPTS, training_drawings
+    from ..miniature.concepts import KNOWN, training_drawings
     from ..miniature.world import caption_drawing, render, sample_drawing
     from ..miniature.world.captions import PLACES
 
@@ -139,9 +150,9 @@ def _drawn(concept: str | None, count: int, size: int, seed: int) -> tuple[list[
         drawings = [sample_drawing(seed + i) for i in range(count)]
         captions = [caption_drawing(d, seed + i).text for i, d in enumerate(drawings)]
         return [render(drawing, size).image for drawing in drawings], captions
-    if concept not in CONCEPTS:
-        raise SceneError(f"no concept {concept!r}; there are: {', '.join(CONCEPTS)}")
-    spec = CONCEPTS[concept]
+    if concept not in KNOWN:
+        raise SceneError(f"no concept {concept!r}; there are: {', '.join(KNOWN)}")
+    spec = KNOWN[concept]
     made = training_drawings(concept, count, size, seed)
     captions = [f"a {spec.trigger} {spec.kind} {PLACES[r.drawing.background]}" for r in made]
     return [rendering.image for rendering in made], captions

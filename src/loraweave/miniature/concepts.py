@@ -94,11 +94,18 @@ HELD_OUT: dict[str, ConceptSpec] = {c.name: c for c in _ALL if c.held_out}
 KNOWN: dict[str, ConceptSpec] = CONCEPTS | HELD_OUT
 
 
+def draw_subjects(
+    subjects: Sequence[Subject], background: str, seed: int, size: int = 128
+) -> Rendering:
+    """A scene with these individuals, left to right, placed by `seed`."""
+    rng = random.Random(f"concepts {seed}")
+    placed = place_subjects(rng, subjects, mirrored=0.0)
+    return render(Drawing(placed, background, rng.randrange(2**31)), size)
+
+
 def draw_concepts(names: Sequence[str], background: str, seed: int, size: int = 128) -> Rendering:
     """A scene with these concepts, left to right, placed by `seed`."""
-    rng = random.Random(f"concepts {seed}")
-    subjects = place_subjects(rng, [KNOWN[name].subject for name in names], mirrored=0.0)
-    return render(Drawing(subjects, background, rng.randrange(2**31)), size)
+    return draw_subjects([KNOWN[name].subject for name in names], background, seed, size)
 
 
 def training_drawings(name: str, count: int, size: int = 128, seed: int = 0) -> list[Rendering]:

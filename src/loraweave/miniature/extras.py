@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from PIL import Image
 
 from .world import COLOURS, FULL_WORLD, Drawing, Subject, WorldSettings, caption_drawing, render
-from .world.captions import PLACES
+from .world.captions import PLACES, article
 from .world.sample import place_subjects, sample_drawing, sample_subject
 from .world.styles import STYLES, in_style
 
@@ -96,4 +96,4 @@ def _described(subject: Subject) -> str:
     words = [subject.colour_name] if subject.colour_name else []
     words += [subject.pattern] if subject.pattern != "plain" else []
     words.append(subject.kind)
-    return f"{'an' if words[0][0] in 'aeiou' else 'a'} {' '.join(words)}"
+    return f"{article(words[0])} {' '.join(words)}"

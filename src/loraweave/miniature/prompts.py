@@ -1,21 +1,29 @@
-"""Prompts and scenes with the miniature's concepts, for demos, checks and benchmarks."""
+"""Prompts and scenes with the miniature's concepts, for demos, checks and benchmarks.
+
+Scenes for choosing settings and scenes for reporting are split here, once, by seed.
+"""
 
 import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from .concepts import CONCEPTS
+from .concepts import CONCEPTS, KNOWN
+from .world import BACKGROUNDS
 from .world.captions import PLACES
 
-BACKGROUNDS = ("meadow", "beach", "snow", "desert")
+Split = Literal["tuning", "report"]
+SPLIT_SEEDS: dict[Split, int] = {"tuning": 4242, "report": 31_000}
+SUITES: dict[str, int] = {"pairs": 2, "same_class": 2, "three": 3, "four": 4, "five": 5}
+"""Number of concepts in the scenes of each suite."""
 
 
 @dataclass(frozen=True)
-class PairScene:
-    """Two concepts in one place, and the seed of the noise."""
+class ConceptScene:
+    """Concepts in one place, left to right, and the seed of the noise."""
 
-    names: tuple[str, str]
+    names: tuple[str, ...]
     background: str
     seed: int
 
@@ -27,31 +35,46 @@ class PairScene:
 
 def marked_prompt(names: Sequence[str], background: str | None) -> str:
     """`a [sks cat](blackcat) and a [zwx dog](golddog) in the meadow`."""
-    spans = [f"a [{CONCEPTS[n].trigger} {CONCEPTS[n].kind}]({n})" for n in names]
-    text = spans[0] if len(spans) == 1 else ", ".join(spans[:-1]) + " and " + spans[-1]
-    return f"{text} {PLACES[background]}" if background else text
+    return listed([f"[{KNOWN[n].trigger} {KNOWN[n].kind}]({n})" for n in names], background)
 
 
 def plain_prompt(names: Sequence[str], background: str | None) -> str:
     """The same prompt without LoRAs: the bare nouns."""
-    spans = [f"a {CONCEPTS[n].kind}" for n in names]
+    return listed([KNOWN[n].kind for n in names], background)
+
+
+def own_prompt(name: str, background: str | None) -> str:
+    """One concept's prompt as other programs write it, without markup."""
+    return listed([f"{KNOWN[name].trigger} {KNOWN[name].kind}"], background)
+
+
+def listed(things: Sequence[str], background: str | None) -> str:
+    """`a cat, a dog and a bird in the meadow`; no class of the world needs an "an"."""
+    spans = [f"a {thing}" for thing in things]
     text = spans[0] if len(spans) == 1 else ", ".join(spans[:-1]) + " and " + spans[-1]
     return f"{text} {PLACES[background]}" if background else text
 
 
-def concept_prompt(names: Sequence[str], seed: int) -> str:
-    """A marked prompt in a place chosen by `seed`."""
-    return marked_prompt(names, BACKGROUNDS[seed % len(BACKGROUNDS)])
+def scenes(suite: str, split: Split, count: int, seeds: int = 1) -> list[ConceptScene]:
+    """`count` random scenes of a suite, each with `seeds` noises: the same for every caller.
 
+    Concepts are of different classes, but in `same_class`; held-out concepts are in none.
 
-def pair_scenes(count: int, seed: int) -> list[PairScene]:
-    """Random pairs of concepts of different classes, places and seeds."""
-    rng = random.Random(f"pairs {seed}")
-    pairs = [
-        pair for pair in itertools.permutations(CONCEPTS, 2)
-        if CONCEPTS[pair[0]].kind != CONCEPTS[pair[1]].kind
-    ]  # fmt: skip
-    return [
-        PairScene(rng.choice(pairs), rng.choice(BACKGROUNDS), rng.randrange(2**31))
-        for _ in range(count)
-    ]
+    Raises:
+        KeyError: unknown suite or split.
+    """
+    rng = random.Random(f"{suite} {SPLIT_SEEDS[split]}")
+    kinds: dict[str, list[str]] = {}
+    for name, concept in CONCEPTS.items():
+        kinds.setdefault(concept.kind, []).append(name)
+    n, made = SUITES[suite], []
+    for _ in range(count):
+        if suite == "same_class":
+            several = [names for names in kinds.values() if len(names) > 1]
+            names = rng.sample(rng.choice(several), n)
+        else:
+            names = [rng.choice(kinds[kind]) for kind in rng.sample(list(kinds), n)]
+        place = rng.choice(BACKGROUNDS)
+        noises = itertools.islice(iter(lambda: rng.randrange(2**31), None), seeds)
+        made += [ConceptScene(tuple(names), place, seed) for seed in noises]
+    return made

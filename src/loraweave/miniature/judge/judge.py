@@ -1,7 +1,11 @@
 """From a picture to a verdict.
 
-The files of a judge: `segmenter.safetensors` and `encoder.safetensors` (weights), `judge.json`
-(classes, least areas, directions of the concepts, thresholds).
+An instance is compared with what every known concept would look like as an instance of its class:
+a cat with a dog's coat is nearest to the dog, though its shape is a cat's.
+
+The files of a judge: `segmenter.safetensors` and `encoder.safetensors` (weights),
+`looks.safetensors` (where the encoder puts each concept's looks on each class), `judge.json`
+(classes, concepts, least areas, thresholds).
 """
 
 import json
@@ -35,17 +39,19 @@ class Judge:
         encoder: trained.
         kinds: names of classes 1 and up.
         least_area: by number of subjects, the least share of the picture of an instance.
-        directions: (E,) of every known concept, where the encoder puts it.
+        concepts: names of all that are known.
+        looks: by class (N, E), where the encoder puts each concept's looks on that class.
         thresholds: see `verdict.decide`.
     """
 
     def __init__(
-        self, segmenter: Segmenter, encoder: IdentityEncoder, kinds: Sequence[str],
-        least_area: Mapping[int, float], directions: Mapping[str, Tensor], thresholds: Thresholds,
+        self, segmenter: Segmenter, encoder: IdentityEncoder, *, kinds: Sequence[str],
+        least_area: Mapping[int, float], concepts: Sequence[str], looks: Mapping[str, Tensor],
+        thresholds: Thresholds,
     ):  # fmt: skip
         self.segmenter, self.encoder = segmenter.eval(), encoder.eval()
         self.kinds, self.least_area = list(kinds), dict(least_area)
-        self.directions, self.thresholds = dict(directions), thresholds
+        self.concepts, self.looks, self.thresholds = list(concepts), dict(looks), thresholds
 
     @torch.no_grad()
     def classes(self, images: Sequence[Image.Image]) -> np.ndarray:
@@ -63,13 +69,15 @@ class Judge:
         return decide(self.instances(image, len(kinds)), kinds, self.thresholds)
 
     @torch.no_grad()
-    def identify(self, image: Image.Image, masks: Sequence[np.ndarray]) -> list[dict[str, float]]:
-        """Cosine of each masked instance with every known concept, in [-1, 1]."""
-        if not masks:
+    def identify(
+        self, image: Image.Image, found: Sequence[tuple[str, np.ndarray]]
+    ) -> list[dict[str, float]]:
+        """Per (class, mask) the cosine with every known concept's looks, in [-1, 1]."""
+        if not found:
             return []
-        vectors = self.encoder(crops_tensor([crop_of(image, mask) for mask in masks]))
-        scores = vectors @ torch.stack(list(self.directions.values())).T
-        return [dict(zip(self.directions, row)) for row in scores.tolist()]
+        vectors = self.encoder(crops_tensor([crop_of(image, mask) for _, mask in found]))
+        scores = [self.looks[kind] @ vector for (kind, _), vector in zip(found, vectors)]
+        return [dict(zip(self.concepts, row.tolist())) for row in scores]
 
     def _instances(self, image: Image.Image, classes: np.ndarray, subjects: int) -> list[Instance]:
         side = classes.shape[-1]
@@ -79,7 +87,7 @@ class Judge:
             components, count = cast(tuple[np.ndarray, int], ndimage.label(classes == k))
             masks = (components == c for c in range(1, count + 1))
             found += [(kind, mask) for mask in masks if mask.sum() >= least]
-        likeness = self.identify(image, [mask for _, mask in found])
+        likeness = self.identify(image, found)
         instances = [_instance(*pair, near) for pair, near in zip(found, likeness)]
         return sorted(instances, key=lambda instance: instance.box[0])
 
@@ -111,10 +119,12 @@ def load_judge(folder: Path = WEIGHTS / "judge") -> Judge:
     _fill(segmenter, folder / "segmenter.safetensors")
     encoder = IdentityEncoder()
     _fill(encoder, folder / "encoder.safetensors")
+    looks = load_file(folder / "looks.safetensors")
     return Judge(
-        segmenter, encoder, data["kinds"], {int(n): a for n, a in data["least_area"].items()},
-        {name: torch.tensor(d) for name, d in data["directions"].items()},
-        Thresholds(data["least_similarity"], data["least_lead"]),
+        segmenter, encoder, kinds=data["kinds"], concepts=data["concepts"],
+        least_area={int(n): a for n, a in data["least_area"].items()},
+        looks={kind: found.float() for kind, found in looks.items()},
+        thresholds=Thresholds(data["least_similarity"], data["least_lead"]),
     )  # fmt: skip
 
 

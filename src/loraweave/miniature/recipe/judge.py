@@ -1,21 +1,23 @@
 """Stage 4: the judge, from drawings that went through what generated pictures go through."""
 
 import json
+import random
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ...progress import track
-from ..concepts import CONCEPTS, KNOWN, draw_concepts
+from ..concepts import CONCEPTS, KNOWN, draw_concepts, draw_subjects
 from ..judge.identity import IdentityEncoder, crop_of, crops_tensor
 from ..judge.judge import SIDE, Judge
 from ..judge.segmenter import Segmenter
@@ -128,23 +130,25 @@ def least_areas(world: WorldSettings, samples: int = 400) -> dict[int, float]:
 
 
 @torch.no_grad()
-def concept_directions(
-    encoder: IdentityEncoder, vae: AutoencoderKL, views: int = 24
-) -> dict[str, Tensor]:
-    """Mean direction of each concept over decoded drawings of it alone and beside others."""
-    directions = {}
-    for name in KNOWN:
-        crops = []
-        for view in range(views):
-            rng = np.random.default_rng(view)
-            others = [n for n in KNOWN if n != name]
-            names = [name] if view % 2 else [name, others[rng.integers(len(others))]]
-            place = BACKGROUNDS[view % len(BACKGROUNDS)]
-            drawn = draw_concepts(names, place, 90_000 + view, SIDE)
-            seen = through(vae, [drawn.image])[0]
-            crops.append(crop_of(seen, drawn.masks[0][1::2, 1::2]))
-        directions[name] = F.normalize(encoder(crops_tensor(crops)).mean(0), dim=0)
-    return directions
+def concept_looks(
+    encoder: IdentityEncoder, vae: AutoencoderKL, kinds: Sequence[str], views: int = 8
+) -> dict[str, Float[Tensor, "N E"]]:
+    """By class the mean direction of each concept's looks on it, over decoded drawings."""
+    looks = {}
+    for kind in track(kinds, "miniature: looks", total=len(kinds)):
+        rows = []
+        for name, concept in KNOWN.items():
+            dressed, crops = replace(concept.subject, kind=kind), []
+            for view in range(views):
+                rng = random.Random(f"{name} {view}")
+                other = KNOWN[rng.choice([n for n in KNOWN if n != name])].subject
+                subjects = [dressed] if view % 2 else [dressed, other]
+                drawn = draw_subjects(subjects, rng.choice(BACKGROUNDS), 90_000 + view, SIDE)
+                (seen,) = through(vae, [drawn.image])
+                crops.append(crop_of(seen, drawn.masks[0][1::2, 1::2]))
+            rows.append(F.normalize(encoder(crops_tensor(crops)).mean(0), dim=0))
+        looks[kind] = torch.stack(rows)
+    return looks
 
 
 @torch.no_grad()
@@ -165,8 +169,10 @@ def save_judge(judge: Judge, folder: Path) -> None:
         "least_area": {str(n): round(a, 5) for n, a in judge.least_area.items()},
         "least_similarity": {k: round(v, 4) for k, v in judge.thresholds.least_similarity.items()},
         "least_lead": judge.thresholds.least_lead,
-        "directions": {k: [round(x, 5) for x in d.tolist()] for k, d in judge.directions.items()},
+        "concepts": judge.concepts,
     }
+    looks = {kind: found.half().contiguous() for kind, found in judge.looks.items()}
+    save_file(looks, folder / "looks.safetensors")
     (folder / "judge.json").write_text(json.dumps(data, indent=1) + "\n")
 
 
@@ -180,6 +186,7 @@ def new_judge(
 ) -> Judge:
     """A judge that is not calibrated yet: only what is like another concept counts as blended."""
     return Judge(
-        segmenter, encoder, world.kinds, least_areas(world), concept_directions(encoder, vae),
-        Thresholds({}, LEAST_LEAD),
+        segmenter, encoder, kinds=world.kinds, least_area=least_areas(world),
+        concepts=list(KNOWN), looks=concept_looks(encoder, vae, world.kinds),
+        thresholds=Thresholds({}, LEAST_LEAD),
     )  # fmt: skip

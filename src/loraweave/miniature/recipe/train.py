@@ -72,7 +72,7 @@ _SMALL = (
 )
 _TRIAL = (Part(FIRST_WORLD, 2, 64, 2), Part(TAUGHT_WORLD, 2, 64, 2))
 SIZES = {
-    "small": Size(_SMALL, 128, 1500, 6000, 3000, 2500, 160, 20),
+    "small": Size(_SMALL, 128, 1500, 6000, 3000, 2500, 160, 40),
     "trial": Size(_TRIAL, 128, 2, 32, 2, 16, 1, 1),
 }
 """`small` is what ships; `trial` runs every stage for a moment, to see that it works."""

@@ -25,6 +25,16 @@ def nearest_colour_name(colour: tuple[int, int, int]) -> str:
     return min(COLOURS, key=lambda n: sum((a - b) ** 2 for a, b in zip(COLOURS[n], colour)))
 
 
+def article(words: str) -> str:
+    """ "a" or "an", by the first letter."""
+    return "an" if words[0] in "aeiou" else "a"
+
+
+def plural(kind: str) -> str:
+    """Two of a class."""
+    return kind + ("es" if kind == "fish" else "s")
+
+
 class _Writer:
     def __init__(self):
         self.text = ""
@@ -51,8 +61,7 @@ def _adjectives(rng: random.Random, subject: Subject, detail: float) -> list[str
 def _extras(rng: random.Random, subject: Subject, detail: float) -> str:
     if subject.accessory and rng.random() < detail:
         colour = nearest_colour_name(subject.accessory_colour)
-        article = "an" if colour[0] in "aeiou" else "a"
-        return f"with {article} {colour} {subject.accessory}"
+        return f"with {article(colour)} {colour} {subject.accessory}"
     return ""
 
 
@@ -85,14 +94,13 @@ def caption_drawing(
         first = subjects[members[0]]
         if len(members) > 1:
             out.add(_NUMBERS[len(members)])
-            noun = first.kind + ("es" if first.kind in ("fish",) else "s")
+            noun = plural(first.kind)
             for member in members:
                 nouns[member] = (len(out.text) + 1, len(out.text) + 1 + len(noun))
             out.add(noun)
             continue
         words = _adjectives(rng, first, detail)
-        lead = (words or [first.kind])[0]
-        out.add("an" if lead[0] in "aeiou" else "a")
+        out.add(article((words or [first.kind])[0]))
         modifiers[members[0]] = tuple(out.add(word) for word in words)
         nouns[members[0]] = out.add(first.kind)
         if extra := _extras(rng, first, detail):

@@ -1,0 +1,1 @@
+"""Measurements of the miniature, one file a part: base, LoRAs, judge."""

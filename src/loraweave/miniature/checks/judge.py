@@ -1,0 +1,155 @@
+"""How far the judge can be trusted: on drawings, where the truth is known, and by eye."""
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from PIL import Image
+
+from ..concepts import KNOWN, draw_subjects
+from ..judge import Judge
+from ..judge.verdict import OUTCOMES
+from ..prompts import ConceptScene, scenes
+from ..recipe.encoder import half_blended
+from ..recipe.judge import through
+from ..world import FULL_WORLD, Rendering, Subject, render, sample_drawing
+from .pictures import CHECK_SEED
+
+LABELS = Path(__file__).parent.parent / "eye"
+"""Generated pictures and what a person said of them."""
+
+
+def reconstruction_psnr(vae: AutoencoderKL, count: int) -> float:
+    """PSNR in dB of encoded and decoded scenes of the world, mean over pictures."""
+    values = []
+    for seed in range(count):
+        image = render(sample_drawing(CHECK_SEED + seed, FULL_WORLD)).image
+        difference = np.asarray(through(vae, [image])[0], float) - np.asarray(image, float)
+        values.append(20 * np.log10(255) - 10 * np.log10((difference**2).mean()))
+    return round(float(np.mean(values)), 2)
+
+
+def class_accuracy(judge: Judge, vae: AutoencoderKL, count: int) -> float:
+    """Share of drawn subjects most of whose visible places the judge gives to their class.
+
+    On decoded scenes of the world; subjects of which less than the least area of an instance is
+    visible do not count.
+    """
+    hits = []
+    for seed in range(count):
+        drawn = render(sample_drawing(CHECK_SEED + seed, FULL_WORLD))
+        classes = judge.classes(through(vae, [drawn.image]))[0]
+        least = judge.least_area[len(drawn.drawing.subjects)] * classes.size
+        for subject, mask in zip(drawn.drawing.subjects, drawn.masks):
+            seen = classes[mask[1::2, 1::2]]
+            if len(seen) >= least:
+                mode = np.bincount(seen).argmax()
+                hits.append(mode == 1 + judge.kinds.index(subject.kind))
+    return _mean(hits)
+
+
+def concept_accuracy(judge: Judge, vae: AutoencoderKL, count: int) -> dict[str, float]:
+    """How often the instance nearest to a drawn concept's place has it as nearest concept.
+
+    Among all known concepts, and among those of its class; on decoded drawings of pairs.
+    """
+    among_all, within_class = [], []
+    for scene in scenes("pairs", "report", count):
+        drawn = _drawn(scene, [KNOWN[name].subject for name in scene.names])
+        instances = judge.instances(through(vae, [drawn.image])[0], 2)
+        for name in scene.names:
+            kind = KNOWN[name].kind
+            found = next((i for i in instances if i.kind == kind), None)
+            among_all.append(found is not None and found.nearest == name)
+            alike = [n for n, concept in KNOWN.items() if concept.kind == kind]
+            within_class.append(
+                found is not None and max(alike, key=found.similarities.__getitem__) == name
+            )
+    return {
+        "judge_concept_accuracy": _mean(among_all),
+        "judge_within_class_accuracy": _mean(within_class),
+    }
+
+
+def _drawn(scene: ConceptScene, subjects: Sequence[Subject]) -> Rendering:
+    return draw_subjects(subjects, scene.background, scene.seed)
+
+
+@dataclass(frozen=True)
+class Injured:
+    """A drawing of a pair with a known failure.
+
+    Attributes:
+        image: through the autoencoder.
+        names: of the two concepts that should be in it.
+        truth: the outcome of each.
+    """
+
+    image: Image.Image
+    names: tuple[str, ...]
+    truth: tuple[str, ...]
+
+
+def injured_scene(scene: ConceptScene, failure: str, vae: AutoencoderKL) -> Injured:
+    """A pair with `failure` done to it: to one of the two, or to both if it is "swapped"."""
+    rng = random.Random(scene.seed)
+    first, second = (KNOWN[name].subject for name in scene.names)
+    victim = rng.randrange(2)
+    subjects, truth = [first, second], ["right", "right"]
+    if failure != "right":
+        truth[victim] = failure
+    if failure == "missing":
+        del subjects[victim]
+    elif failure == "duplicated":
+        subjects.append(subjects[victim])
+        rng.shuffle(subjects)
+    elif failure == "swapped":
+        subjects = [replace(second, kind=first.kind), replace(first, kind=second.kind)]
+        truth = ["swapped", "swapped"]
+    elif failure == "blended":
+        subjects[victim] = half_blended(subjects[victim], subjects[1 - victim])
+    (image,) = through(vae, [_drawn(scene, subjects).image])
+    return Injured(image, scene.names, tuple(truth))
+
+
+def failure_agreement(judge: Judge, vae: AutoencoderKL, count: int) -> float:
+    """Cohen's kappa of the judge's outcomes with the truth, over concepts of injured scenes."""
+    truth, said = [], []
+    for number, scene in enumerate(scenes("pairs", "report", count)):
+        injured = injured_scene(scene, OUTCOMES[number % len(OUTCOMES)], vae)
+        verdict = judge.examine(injured.image, injured.names)
+        truth += injured.truth
+        said += [verdict.outcomes[name] for name in injured.names]
+    return kappa(truth, said)
+
+
+def kappa(truth: Sequence[str], said: Sequence[str]) -> float:
+    """Cohen's kappa: agreement beyond what the two frequencies give by chance; 1 is perfect."""
+    labels = sorted({*truth, *said})
+    table = np.zeros((len(labels), len(labels)))
+    for a, b in zip(truth, said):
+        table[labels.index(a), labels.index(b)] += 1
+    table /= table.sum()
+    chance = float(table.sum(0) @ table.sum(1))
+    return round((float(np.trace(table)) - chance) / (1 - chance), 4) if chance < 1 else 1.0
+
+
+def eye_agreement(judge: Judge, folder: Path = LABELS) -> float:
+    """Share of concepts of which the judge says what a person said before: right or not."""
+    labels = json.loads((folder / "labels.json").read_text())
+    with Image.open(folder / "pictures.png") as sheet:
+        side, across = labels["side"], sheet.width // labels["side"]
+        hits = []
+        for number, (scene, right) in enumerate(zip(labels["scenes"], labels["right"])):
+            x, y = number % across * side, number // across * side
+            verdict = judge.examine(sheet.crop((x, y, x + side, y + side)), scene)
+            hits += [(verdict.outcomes[n] == "right") == r for n, r in zip(scene, right)]
+    return _mean(hits)
+
+
+def _mean(hits: Sequence[bool]) -> float:
+    return round(float(np.mean(hits)), 4) if len(hits) else 0.0
