@@ -10,13 +10,13 @@ import numpy as np
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image
 
+from ..codec import through
 from ..concepts import KNOWN, draw_subjects
 from ..judge import Judge
 from ..judge.verdict import OUTCOMES
 from ..prompts import ConceptScene, scenes
-from ..recipe.encoder import half_blended
-from ..recipe.judge import through
 from ..world import FULL_WORLD, Rendering, Subject, render, sample_drawing
+from ..world.sample import half_blended
 from .pictures import CHECK_SEED
 
 LABELS = Path(__file__).parent.parent / "eye"

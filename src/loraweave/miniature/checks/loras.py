@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 from diffusers import StableDiffusionPipeline
+from PIL import Image
 
 from ..judge import Judge
 from ..prompts import own_prompt
 from ..world import BACKGROUNDS
-from .pictures import drawn
+from .pictures import CHECK_SEED, drawn
 
 
 def right_alone(
@@ -23,7 +24,9 @@ def right_alone(
     return rates
 
 
-def drawn_alone(pipe: StableDiffusionPipeline, name: str, path: Path, count: int) -> Sequence:
+def drawn_alone(
+    pipe: StableDiffusionPipeline, name: str, path: Path, count: int, first_seed: int = CHECK_SEED
+) -> list[Image.Image]:
     """`count` pictures of a concept by its LoRA, loaded by diffusers itself, in all places."""
     prompts = [own_prompt(name, BACKGROUNDS[n % len(BACKGROUNDS)]) for n in range(count)]
     pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name=name)

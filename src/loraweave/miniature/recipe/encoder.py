@@ -24,13 +24,12 @@ from scipy import ndimage
 from torch import Tensor
 
 from ...progress import track
+from ..codec import images_of, pixels_of
 from ..judge.identity import IdentityEncoder, crop_of, crops_tensor
 from ..judge.judge import SIDE
 from ..world import Drawing, Subject, WorldSettings, render
-from ..world.sample import EYES, place_subjects, sample_subject
-from ..world.spec import RGB
+from ..world.sample import EYES, half_blended, place_subjects, sample_subject
 from .judge import worn
-from .pool import pixels_of
 from .run import Fit, Run
 
 FAMILIES, MEMBERS = 16, 4  # of a batch, and of each of them
@@ -59,19 +58,6 @@ def family(rng: random.Random, world: WorldSettings, members: int = MEMBERS) -> 
         if relative not in relatives:
             relatives.append(relative)
     return relatives
-
-
-def half_blended(one: Subject, other: Subject) -> Subject:
-    """Half of one and half of another: colours between theirs, the other's accessory."""
-    return replace(
-        one, body=_between(one.body, other.body), second=_between(one.second, other.second),
-        accessory=other.accessory, accessory_colour=other.accessory_colour, colour_name=None,
-    )  # fmt: skip
-
-
-def _between(a: RGB, b: RGB) -> RGB:
-    red, green, blue = ((x + y) // 2 for x, y in zip(a, b))
-    return red, green, blue
 
 
 def _patterned(rng: random.Random, subject: Subject, world: WorldSettings) -> str:
@@ -182,8 +168,7 @@ def worn_crops(
 ) -> Tensor:  # fmt: skip
     """Crops of views that went through what generated pictures go through."""
     pixels = worn(pixels_of([image for image, _ in views]), vae, g)
-    levels = ((pixels + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-    seen = zip(map(Image.fromarray, levels), (frayed(mask, rng) for _, mask in views))
+    seen = zip(images_of(pixels), (frayed(mask, rng) for _, mask in views))
     return crops_tensor([crop_of(image, mask) for image, mask in seen])
 
 

@@ -17,15 +17,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ...progress import track
+from ..codec import decoded, posterior_of, through
 from ..concepts import CONCEPTS, KNOWN, draw_concepts, draw_subjects
 from ..judge.identity import IdentityEncoder, crop_of, crops_tensor
 from ..judge.judge import SIDE, Judge
 from ..judge.segmenter import Segmenter
 from ..judge.verdict import Thresholds
 from ..world import BACKGROUNDS, WorldSettings, render, sample_drawing
-from .pool import pixels_of
 from .run import Fit, Run
-from .vae import decoded, posterior_of
 
 CONCEPT_SHARE = 0.3  # of the training scenes show concepts instead of random subjects
 LEAST_LEAD = 0.1  # over another concept of the scene
@@ -149,14 +148,6 @@ def concept_looks(
             rows.append(F.normalize(encoder(crops_tensor(crops)).mean(0), dim=0))
         looks[kind] = torch.stack(rows)
     return looks
-
-
-@torch.no_grad()
-def through(vae: AutoencoderKL, images: Sequence[Image.Image]) -> list[Image.Image]:
-    """Pictures encoded and decoded."""
-    out = decoded(vae, posterior_of(vae, pixels_of(images)).mean)
-    pixels = ((out.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-    return [Image.fromarray(p) for p in pixels]
 
 
 def save_judge(judge: Judge, folder: Path) -> None:

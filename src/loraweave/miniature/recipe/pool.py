@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ...progress import track
+from ..codec import pixels_of, posterior_of
 from ..world import Caption, Drawing, WorldSettings, caption_drawing, render, sample_drawing
 from .run import Run
-from .vae import posterior_of
 
 MAX_SUBJECTS = 5
 
@@ -61,12 +61,6 @@ def build_pool(
     pool = Pool(torch.cat(latents).contiguous(), torch.cat(masks), drawings)
     save_file({"latents": pool.latents, "masks": pool.masks}, path)
     return pool
-
-
-def pixels_of(images: Sequence) -> Tensor:
-    """PIL pictures as (B, 3, H, W) in [-1, 1]."""
-    stacked = np.stack([np.asarray(image) for image in images])
-    return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def cell_masks(masks: Sequence[np.ndarray], side: int) -> Tensor:

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
+from ..codec import decoded, posterior_of
 from ..world import Rendering, WorldSettings, render, sample_drawing
 from ..world.spec import OWN_ACCESSORIES, OWN_BACKGROUNDS
 from ..world.styles import STYLES, in_style
@@ -50,16 +50,6 @@ def new_vae(size: int, channels: tuple[int, ...] = (24, 32, 64, 64)) -> Autoenco
         sample_size=size,
         mid_block_add_attention=False,
     )
-
-
-def posterior_of(vae: AutoencoderKL, pixels: Tensor) -> DiagonalGaussianDistribution:
-    """The distribution of latents of pictures (B, 3, H, W) in [-1, 1]."""
-    return vae.encode(pixels, return_dict=False)[0]  # type: ignore[arg-type]
-
-
-def decoded(vae: AutoencoderKL, latents: Tensor) -> Tensor:
-    """Pictures (B, 3, H, W) from latents, about in [-1, 1]."""
-    return vae.decode(latents, return_dict=False)[0]  # type: ignore[arg-type,return-value]
 
 
 def drawn_batch(

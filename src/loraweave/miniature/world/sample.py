@@ -3,7 +3,7 @@
 import colorsys
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .spec import ACCESSORIES, BACKGROUNDS, COLOURS, KINDS, PATTERNS, RGB, Drawing, Subject
 
@@ -87,6 +87,19 @@ def sample_subject(rng: random.Random, kind: str, world: WorldSettings) -> Subje
         accessory_colour=_jitter(rng, rng.choice(list(COLOURS.values()))),
         eye=rng.choice(EYES), colour_name=name,
     )  # fmt: skip
+
+
+def half_blended(one: Subject, other: Subject) -> Subject:
+    """Half of one and half of another: colours between theirs, the other's accessory."""
+    return replace(
+        one, body=_between(one.body, other.body), second=_between(one.second, other.second),
+        accessory=other.accessory, accessory_colour=other.accessory_colour, colour_name=None,
+    )  # fmt: skip
+
+
+def _between(a: RGB, b: RGB) -> RGB:
+    red, green, blue = ((x + y) // 2 for x, y in zip(a, b))
+    return red, green, blue
 
 
 def place_subjects(
