@@ -1,10 +1,8 @@
-"""The judge's rules, on instances made by hand, and its descriptor."""
+"""The judge's rules, on instances made by hand."""
 
-import numpy as np
 import pytest
 
 from loraweave.evaluate.bootstrap import bootstrap
-from loraweave.miniature.judge.identity import describe, similarity
 from loraweave.miniature.judge.verdict import Instance, Thresholds, decide
 
 KINDS = {"blackcat": "cat", "golddog": "dog"}
@@ -59,36 +57,6 @@ def test_two_of_a_class_are_assigned_together():
     kinds = {"blackcat": "cat", "tigercat": "cat"}
     instances = [seen("cat", tigercat=0.9, blackcat=0.6), seen("cat", blackcat=0.8, tigercat=0.7)]
     assert set(outcomes(instances, kinds).values()) == {"right"}
-
-
-def pattern(kind: str) -> np.ndarray:
-    y, x = np.mgrid[:40, :40]
-    on = {"plain": x < 0, "columns": x // 4 % 2 == 0, "rows": y // 4 % 2 == 0}[kind]
-    return np.where(on[..., None], [0.1, 0.1, 0.1], [0.9, 0.6, 0.2])
-
-
-MASK = np.zeros((40, 40), bool)
-MASK[4:36, 4:36] = True
-
-
-def test_descriptor_tells_colours_places_and_patterns_apart():
-    plain, columns, rows = (describe(pattern(k), MASK) for k in ("plain", "columns", "rows"))
-    assert similarity(plain, plain) == pytest.approx(1)
-    assert np.linalg.norm(plain) == pytest.approx(1)
-    assert similarity(plain, columns) < 0.9
-    assert similarity(columns, rows) < 0.97  # the same colours in the same halves
-    top = np.where(np.arange(40)[:, None, None] < 20, [0.1, 0.1, 0.1], [0.9, 0.6, 0.2])
-    top = np.broadcast_to(top, (40, 40, 3))
-    assert similarity(describe(top, MASK), describe(top[::-1], MASK)) < 0.3
-
-
-def test_descriptor_ignores_what_is_outside_and_mirroring():
-    inside = pattern("columns")
-    other = np.where(MASK[..., None], inside, 0.0)
-    mine = describe(inside, MASK)
-    # Neighbours across the edge of the mask do not count as changes of colour.
-    assert similarity(mine, describe(other, MASK)) == pytest.approx(1, abs=1e-9)
-    assert similarity(mine, describe(inside[:, ::-1], MASK[:, ::-1])) > 0.99
 
 
 def test_bootstrap_of_constants_and_coins():

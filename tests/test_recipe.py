@@ -1,0 +1,195 @@
+"""The recipe's parts: what is trained on, and what the losses reward."""
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from loraweave.backbone.sites import reading_sites
+from loraweave.denoise.recorder import RecordingProcessor, recording
+from loraweave.lora import inspect_lora
+from loraweave.miniature.concepts import CONCEPTS
+from loraweave.miniature.judge.identity import CROP, IdentityEncoder, crop_of, crops_tensor
+from loraweave.miniature.recipe.base import new_unet
+from loraweave.miniature.recipe.encoder import contrastive, family, frayed, nearest_is_same, view
+from loraweave.miniature.recipe.grounding import PlainRecordingProcessor, grounding_loss
+from loraweave.miniature.recipe.judge import scene_pool, training_scene, worn
+from loraweave.miniature.recipe.loras import PICTURES, RANK, plans, write_examples
+from loraweave.miniature.recipe.run import Run
+from loraweave.miniature.recipe.vae import new_vae, train_vae
+from loraweave.miniature.world import FIRST_WORLD, FULL_WORLD, KINDS
+from loraweave.miniature.world.sample import half_blended, sample_subject
+from tiny import tiny_pipeline
+
+
+def test_the_training_processor_records_and_computes_what_the_other_does():
+    torch.manual_seed(0)
+    unet = new_unet(8, (16, 32))
+    x, t, text = torch.randn(2, 16, 8, 8), torch.tensor([5, 700]), torch.randn(2, 7, 128)
+    outputs, maps = [], []
+    for kind in (RecordingProcessor, PlainRecordingProcessor):
+        with recording(reading_sites(unet), kind) as recorder, torch.no_grad():
+            outputs.append(unet(x, t, text).sample)
+            maps.append(recorder.take())
+    torch.testing.assert_close(outputs[0], outputs[1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(maps[0], maps[1])
+
+
+def test_grounding_rewards_attention_on_the_subject():
+    places = torch.zeros(1, 16)
+    places[0, :4] = 1
+    inside, outside, spread = torch.full((3, 1, 16, 2), 1e-3)
+    inside[0, :4, 0], outside[0, 4:, 0], spread[0, :, 0] = 0.5, 0.5, 0.5
+    index, tokens = torch.tensor([0]), torch.tensor([[1.0, 0.0]])
+    presence = torch.tensor([0.25])
+    losses = [grounding_loss(m, index, tokens, places, presence) for m in (inside, spread, outside)]
+    assert losses[0][0] < losses[1][0] < losses[2][0]
+    assert losses[1][1] == pytest.approx(4 / 16)  # evenly spread: the subject's share of the area
+
+
+def test_an_autoencoder_that_goes_on_keeps_its_latents(tmp_path):
+    torch.manual_seed(0)
+    start = new_vae(32, (8, 8)).eval()
+    before = {k: v.clone() for k, v in start.state_dict().items()}
+    made = train_vae(Run(tmp_path), FIRST_WORLD, 32, 2, start=start, batch=2)
+    assert all(torch.equal(before[k], v) for k, v in start.state_dict().items())
+    assert any(not torch.equal(before[k], v) for k, v in made.state_dict().items())
+    lines = (tmp_path / "log.jsonl").exists()
+    assert not lines  # a line each 50 steps
+
+
+def test_plans_differ_as_peoples_files_do():
+    made = plans()
+    assert len(made) >= 20 + 4 + 2 + 2 + 6
+    assert sum(p.text_encoder for p in made.values()) == pytest.approx(len(made) / 2, abs=1)
+    kohya = [p for p in made.values() if p.format == "kohya"]
+    assert len(kohya) == pytest.approx(len(made) / 4, abs=1)
+    assert all(p.alpha != RANK for p in kohya)
+    for plan in made.values():
+        settings = plan.settings(100)
+        assert settings.learning_rate * settings.scale_alpha == pytest.approx(1e-3 * RANK)
+
+
+@pytest.mark.parametrize("name", ["blackcat", "pencil", "candyland", "wizardhat", "roseboat"])
+def test_examples_are_a_folder_as_users_make_it(tmp_path, name):
+    plan = plans()[name]
+    write_examples(plan, tmp_path, size=32)
+    assert len(list(tmp_path.glob("*.png"))) == PICTURES
+    for caption in tmp_path.glob("*.txt"):
+        words = caption.read_text().split()
+        assert (plan.trigger in words) == bool(plan.trigger)
+
+
+def test_a_family_is_one_individual_and_others_of_its_class():
+    rng = random.Random(3)
+    for _ in range(20):
+        first, *relatives = family(rng, FULL_WORLD)
+        assert all(r.kind == first.kind and r != first for r in relatives)
+        for relative in relatives:
+            same = [
+                relative.body == first.body, relative.second == first.second,
+                relative.pattern == first.pattern, relative.eye == first.eye,
+                relative.accessory == first.accessory,
+            ]  # fmt: skip
+            assert any(same)
+
+
+def test_half_of_two():
+    rng = random.Random(1)
+    one, other = (sample_subject(rng, kind, FULL_WORLD) for kind in ("cat", "dog"))
+    blend = half_blended(one, other)
+    assert blend.kind == "cat"
+    for colour, a, b in zip(blend.body, one.body, other.body):
+        assert min(a, b) <= colour <= max(a, b)
+    assert half_blended(one, replace(one)).body == one.body
+
+
+def test_views_show_the_individual():
+    rng = random.Random(5)
+    person = CONCEPTS["honeybear"].subject
+    for _ in range(4):
+        image, mask = view(rng, person, FULL_WORLD)
+        assert mask.shape == (image.height, image.width)
+        assert mask.sum() >= 40
+        ragged = frayed(mask, rng)
+        assert ragged.any()
+
+
+def test_crops_forget_place_size_and_background():
+    pixels = np.full((128, 128, 3), 30, np.uint8)
+    mask = np.zeros((128, 128), bool)
+    pixels[20:60, 30:50], mask[20:60, 30:50] = (200, 40, 40), True
+    small = crop_of(Image.fromarray(pixels), mask)
+    pixels[:], mask[:] = 250, False
+    pixels[8:88, 60:100], mask[8:88, 60:100] = (200, 40, 40), True
+    large = crop_of(Image.fromarray(pixels), mask)
+    assert small.size == large.size == (CROP, CROP)
+    difference = np.abs(np.asarray(small, float) - np.asarray(large, float))
+    assert difference.mean() < 4
+    with pytest.raises(ValueError, match="empty mask"):
+        crop_of(small, np.zeros((CROP, CROP), bool))
+
+
+def test_contrastive_loss_by_hand():
+    individuals = torch.tensor([0, 0, 1, 1])
+    apart = F.normalize(torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]]), dim=1)
+    # of three candidates one has score 1/0.1, two have 0
+    expected = np.log(np.exp(10) + 2) - 10
+    assert contrastive(apart, individuals).item() == pytest.approx(expected, rel=1e-3)
+    assert nearest_is_same(apart, individuals) == 1
+    mixed = apart[[0, 2, 1, 3]]
+    assert contrastive(mixed, individuals) > 5
+
+
+def test_the_encoder_gives_unit_vectors():
+    torch.manual_seed(0)
+    encoder = IdentityEncoder(width=16, layers=1, outputs=8)
+    crops = [Image.new("RGB", (CROP, CROP), colour) for colour in ("red", "blue")]
+    vectors = encoder(crops_tensor(crops))
+    assert vectors.shape == (2, 8)
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(2))
+
+
+def test_scenes_for_the_segmenter_are_kept(tmp_path):
+    run = Run(tmp_path)
+    pixels, classes = scene_pool(run, "some", FULL_WORLD, 4)
+    again = scene_pool(run, "some", FULL_WORLD, 4)
+    assert torch.equal(pixels, again[0])
+    assert torch.equal(classes, again[1])
+    others, _ = scene_pool(run, "others", FULL_WORLD, 4)
+    assert not torch.equal(pixels, others)
+    image, where = training_scene(11, FULL_WORLD)
+    assert where.shape == (image.height // 2, image.width // 2)
+    assert 0 < where.max() <= len(KINDS)
+
+
+def test_wear_changes_pictures_but_not_their_range():
+    g = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    pixels = torch.rand(3, 3, 32, 32) * 2 - 1
+    for vae in (None, new_vae(32, (8, 8, 8)).eval()):
+        out = worn(pixels, vae, g)
+        assert out.shape == pixels.shape
+        assert out.abs().max() <= 1
+        assert not torch.equal(out, pixels)
+
+
+def test_a_planned_lora_is_written_as_planned(tmp_path):
+    from loraweave.train import TrainSettings, train_lora
+
+    plan = plans()["inkcat"]
+    assert plan.format == "kohya"
+    write_examples(plan, tmp_path / "pictures", count=2, size=32)
+    out = tmp_path / "inkcat.safetensors"
+    settings = TrainSettings(rank=2, alpha=1.0, steps=1, text_encoder=True)
+    train_lora(
+        tiny_pipeline(), tmp_path / "pictures", trigger=plan.trigger, class_noun=plan.noun,
+        out=out, settings=settings, format=plan.format, progress=False,
+    )  # fmt: skip
+    report = inspect_lora(out)
+    assert (report.kind, report.alphas, report.ranks) == ("kohya", [1.0], [2])
+    assert report.components.keys() == {"unet", "text_encoder"}
