@@ -71,15 +71,12 @@ def train(
         "runs/miniature"
     ),
     size: Annotated[str, typer.Option(help="How large a model.")] = "small",
-    compiled: Annotated[
-        bool, typer.Option("--compile", help="A tenth faster; needs a C++ compiler.")
-    ] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Train the miniature, its LoRAs and its judge anew; an interrupted run goes on."""
     from ..miniature.recipe.train import train_miniature
 
-    report = train_miniature(folder, size=size, compiled=compiled)
+    report = train_miniature(folder, size=size)
     typer.echo(json.dumps(report) if as_json else report["folder"])
 
 

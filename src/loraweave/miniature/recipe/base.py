@@ -87,7 +87,7 @@ def timesteps(batch: int, generator: torch.Generator) -> Tensor:
 def train_base(
     run: Run, tokenizer: CLIPTokenizer, vae: AutoencoderKL, pool: Pool, steps: int, *,
     start: StableDiffusionPipeline | None = None, rate: float = 1e-3, batch: int = 32,
-    grounding: float = 0.05, compiled: bool = False,
+    grounding: float = 0.05,
 ) -> StableDiffusionPipeline:  # fmt: skip
     """Train, or finish a run that was interrupted; the pipeline holds the averaged weights.
 
@@ -100,7 +100,6 @@ def train_base(
         rate: the highest learning rate.
         batch: scenes a step.
         grounding: weight of that term of the loss.
-        compiled: let torch compile the U-Net; needs a C++ compiler and takes minutes at first.
     """
     torch.manual_seed(run.seed)
     text_encoder, unet = new_text_encoder(tokenizer), new_unet(pool.latents.shape[-1])
@@ -116,7 +115,6 @@ def train_base(
     scheduler = new_scheduler()
     snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
     sites = reading_sites(unet)
-    denoise = torch.compile(unet) if compiled else unet
     for step in fit.steps():
         i = step.number
         g = run.generator("base", i)
@@ -135,7 +133,7 @@ def train_base(
             recording(sites, PlainRecordingProcessor) as recorder,
         ):
             states = text_encoder(ids.input_ids).last_hidden_state
-            predicted = denoise(noisy, t, states).sample
+            predicted = unet(noisy, t, states).sample
             maps = recorder.take().float()
         target = scheduler.get_velocity(latents, noise, t)  # type: ignore[arg-type]
         masks = pool.masks[chosen].float() / 255

@@ -78,9 +78,7 @@ SIZES = {
 """`small` is what ships; `trial` runs every stage for a moment, to see that it works."""
 
 
-def train_miniature(
-    folder: str | Path, size: str = "small", seed: int = 0, compiled: bool = False
-) -> dict[str, str]:
+def train_miniature(folder: str | Path, size: str = "small", seed: int = 0) -> dict[str, str]:
     """Train tokenizer, autoencoder, base, LoRAs and judge into `folder`; resumes what is there.
 
     Args:
@@ -88,7 +86,6 @@ def train_miniature(
             the weights that ship with the package.
         size: a name of `SIZES`.
         seed: of everything random.
-        compiled: see `train_base`.
 
     Returns:
         The result's folder and the size.
@@ -105,7 +102,7 @@ def train_miniature(
     for number, part in enumerate(recipe.parts):
         leg = Run(run.folder / f"part{number}", seed + number)
         vae = _autoencoder(leg, part, recipe.pixels, vae)
-        pipe = _base(leg, part, recipe.pixels, tokenizer, vae, pipe, compiled)
+        pipe = _base(leg, part, recipe.pixels, tokenizer, vae, pipe)
     assert vae is not None
     assert pipe is not None
     loras = train_loras(pipe, run.folder, recipe.lora_steps)
@@ -127,14 +124,12 @@ def _autoencoder(run: Run, part: Part, pixels: int, start: AutoencoderKL | None)
 
 def _base(
     run: Run, part: Part, pixels: int, tokenizer: CLIPTokenizer, vae: AutoencoderKL,
-    start: StableDiffusionPipeline | None, compiled: bool,
+    start: StableDiffusionPipeline | None,
 ) -> StableDiffusionPipeline:  # fmt: skip
     path = run.folder / "base"
     if not path.exists():
         pool = build_pool(run, vae, part.world, pixels, part.pool)
-        pipe = train_base(
-            run, tokenizer, vae, pool, part.base_steps, start=start, compiled=compiled
-        )
+        pipe = train_base(run, tokenizer, vae, pool, part.base_steps, start=start)
         pipe.save_pretrained(path)
     return StableDiffusionPipeline.from_pretrained(
         path, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
