@@ -8,14 +8,17 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 import loraweave as lw
-from loraweave.errors import LoraError, TrainingError
+from loraweave.errors import LoraError, MethodError, TrainingError
 from loraweave.lora.inspect import inspect_lora
-from loraweave.miniature.compare import TUNING_SEED, compare_methods, comparison_grid, rates
-from loraweave.miniature.concepts import CONCEPTS, draw_concepts
+from loraweave.miniature.check import COMMITTED, check
+from loraweave.miniature.codec import through
+from loraweave.miniature.compare import compare_methods, comparison_grid, rates
+from loraweave.miniature.concepts import KNOWN, draw_concepts
+from loraweave.miniature.extras import EXTRAS
 from loraweave.miniature.golden import golden_blocks
 from loraweave.miniature.judge import load_judge
-from loraweave.miniature.prompts import pair_scenes
-from loraweave.miniature.recipe.judge import through
+from loraweave.miniature.prompts import scenes
+from loraweave.miniature.recipe.loras import RANK, plans
 from loraweave.miniature.recipe.train import train_miniature
 from loraweave.miniature.shipped import WEIGHTS, base_folder, lora_file, lora_names
 
@@ -50,19 +53,44 @@ def test_stock_diffusers_loads_and_draws():
     assert np.abs(theirs - mine).max() < 1e-5
 
 
-def test_every_concept_has_its_lora():
-    assert lora_names() == sorted(CONCEPTS)
-    for name in lora_names():
+def test_every_lora_is_as_planned():
+    assert lora_names() == sorted(plans())
+    for name, plan in plans().items():
         report = inspect_lora(lora_file(name))
-        assert report.ranks == [8]
-        assert f"{CONCEPTS[name].trigger} {CONCEPTS[name].kind}" in report.trigger_words
+        assert report.kind == plan.format
+        assert report.ranks == [RANK]
+        assert (report.alphas or [RANK]) == [plan.alpha]
+        assert ("text_encoder" in report.components) == plan.text_encoder
+        if plan.trigger:
+            assert report.trigger_words[0] == f"{plan.trigger} {plan.noun}"
     with pytest.raises(LoraError, match="blackcat"):
         lora_file("nobody")
 
 
+@pytest.mark.parametrize("name", ["inkcat", "sanddog", "pencil", "candyland", "rainbowscarf"])
+def test_stock_diffusers_loads_the_loras(pipe, name):
+    """Every kind of file, with and without the text encoder, draws what we draw."""
+    plan, path = plans()[name], lora_file(name)
+    words = f"a {plan.trigger} {plan.noun}" if plan.trigger else "a cat"
+    marked = f"a [{plan.trigger} {plan.noun}]({name})" if plan.trigger else f"a cat <lora:{name}:1>"
+    ours = lw.compose(
+        pipe, marked, loras={name: path}, method="merge", num_inference_steps=3, progress=False,
+        output_type="np", generator=torch.Generator().manual_seed(5),
+    ).images  # fmt: skip
+    pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name=name)
+    try:
+        theirs = pipe(
+            words, num_inference_steps=3, output_type="np",
+            generator=torch.Generator().manual_seed(5),
+        ).images  # fmt: skip
+    finally:
+        pipe.unload_lora_weights()
+    assert np.abs(ours - theirs).max() < 1e-3
+
+
 def test_the_judge_sees_what_was_drawn(pipe):
     judge, right = load_judge(), []
-    for scene in pair_scenes(12, seed=5):
+    for scene in scenes("pairs", "tuning", 12):
         drawn = draw_concepts(scene.names, scene.background, scene.seed)
         right.append(judge.examine(through(pipe.vae, [drawn.image])[0], scene.names).right / 2)
     assert np.mean(right) >= 0.85
@@ -70,7 +98,7 @@ def test_the_judge_sees_what_was_drawn(pipe):
 
 def test_the_judge_is_not_pleased_by_everything(pipe):
     judge = load_judge()
-    for scene in pair_scenes(12, seed=6):
+    for scene in scenes("pairs", "tuning", 12):
         first, second = scene.names
         drawn = draw_concepts([first], scene.background, scene.seed)
         verdict = judge.examine(through(pipe.vae, [drawn.image])[0], scene.names)
@@ -80,31 +108,53 @@ def test_the_judge_is_not_pleased_by_everything(pipe):
     assert verdict.right == 0
 
 
+def test_committed_figures_are_those_of_the_weights():
+    """The quick check, a tenth of the samples, agrees with what is committed."""
+    committed = json.loads(COMMITTED.read_text())
+    assert committed["version"] == lw.__version__
+    found = check(quick=True)
+    assert found.keys() == committed.keys()
+    assert found["samples_seen"] == committed["samples_seen"]
+    for key, value in committed["figures"].items():
+        if key == "vae_psnr_db":
+            assert found["figures"][key] == pytest.approx(value, abs=0.7)
+        elif key not in ("lora_alone", "lora_alone_min"):
+            # Three standard errors of a rate over 30 samples.
+            slack = 3 * max(value * (1 - value), 0.02) ** 0.5 / 30**0.5
+            assert abs(found["figures"][key] - value) <= slack, key
+    assert set(committed["figures"]["lora_alone"]) == set(KNOWN)
+    assert not set(EXTRAS) & set(KNOWN)
+
+
 GOLDEN = json.loads((WEIGHTS / "golden.json").read_text())
 
 
 @pytest.mark.parametrize("method", sorted(lw.METHODS))
 def test_golden_pictures(pipe, method):
     """Means of 8x8 blocks of a picture, as they were when the weights were made."""
-    blocks = golden_blocks(pipe, method, {name: lora_file(name) for name in CONCEPTS})
+    blocks = golden_blocks(pipe, method, {name: lora_file(name) for name in KNOWN})
     assert np.abs(blocks - np.array(GOLDEN[method])).mean() < 0.02
 
 
 def test_methods_are_compared_on_the_same_noise(tmp_path):
-    scenes = pair_scenes(3, TUNING_SEED)
+    chosen = scenes("pairs", "tuning", 3)
     quick = {"clora": {"refinements": 0, "max_update_step": 0}}
-    results = compare_methods(["merge", "clora"], scenes, steps=2, settings=quick)
-    again = compare_methods(["merge"], scenes[1:], steps=2)
-    assert np.array_equal(results["merge"][2][0], again["merge"][1][0])
+    methods = ["merge", "clora", "base", "alone"]
+    results = compare_methods(methods, chosen, steps=2, settings=quick)
+    again = compare_methods(["merge"], chosen[1:], steps=2)
+    assert np.array_equal(results["merge"][2].images[0], again["merge"][1].images[0])
+    assert [len(row.images) for row in results["alone"]] == [2, 2, 2]
     table = rates(results)
-    judged = [verdict for _, verdict in results["clora"]]
-    assert table["clora"]["concepts_right"]["mean"] == sum(v.right for v in judged) / 6
-    assert sum(table["merge"]["outcomes"].values()) == 6
+    right = [row.right for row in results["clora"]]
+    assert table["clora"]["concepts_right"]["mean"] == pytest.approx(np.mean(right), abs=1e-4)
+    assert all(sum(table[m]["outcomes"].values()) == 6 for m in methods)
     assert "minus_merge" not in table["merge"]
     shares = [table[m]["concepts_right"]["mean"] for m in ("clora", "merge")]
     assert table["clora"]["minus_merge"]["mean"] == pytest.approx(shares[0] - shares[1], abs=1e-4)
-    comparison_grid(results, scenes, tmp_path / "grid.png", across=2)
+    comparison_grid(results, chosen, tmp_path / "grid.png", across=2)
     assert (tmp_path / "grid.png").stat().st_size > 1000
+    with pytest.raises(MethodError, match="no method 'mergee'"):
+        compare_methods(["mergee"], chosen)
 
 
 def test_recipe_runs_from_nothing_and_resumes(tmp_path):
@@ -112,7 +162,7 @@ def test_recipe_runs_from_nothing_and_resumes(tmp_path):
     made = tmp_path / "weights"
     assert result == {"folder": str(made), "size": "trial"}
     assert (made / "base" / "model_index.json").is_file()
-    assert len(list((made / "loras").glob("*.safetensors"))) == len(CONCEPTS)
+    assert len(list((made / "loras").glob("*.safetensors"))) == len(plans())
     before = (made / "base" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
     again = train_miniature(tmp_path, size="trial")
     assert again == result
