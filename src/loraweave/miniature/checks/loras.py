@@ -29,7 +29,7 @@ def drawn_alone(
 ) -> list[Image.Image]:
     """`count` pictures of a concept by its LoRA, loaded by diffusers itself, in all places."""
     prompts = [own_prompt(name, BACKGROUNDS[n % len(BACKGROUNDS)]) for n in range(count)]
-    pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name=name)
+    pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name)
     try:
         return drawn(pipe, prompts, f"{name} alone", first_seed=first_seed)
     finally:

@@ -38,6 +38,6 @@ def drawn(
         part = list(prompts[start : start + BATCH])
         seeds = range(first_seed + start, first_seed + start + len(part))
         noises = [torch.Generator().manual_seed(seed) for seed in seeds]
-        output = pipe(part, num_inference_steps=STEPS, generator=noises, **more)
+        output: Any = pipe(part, num_inference_steps=STEPS, generator=noises, **more)
         images += output.images
     return images

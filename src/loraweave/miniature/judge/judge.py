@@ -12,23 +12,19 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from scipy import ndimage
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...errors import ModelNotFound
 from ..concepts import KNOWN
+from ..segmenter import Segmenter, components, load_segmenter
 from ..shipped import WEIGHTS
 from .identity import IdentityEncoder, crop_of, crops_tensor
-from .segmenter import Segmenter
 from .verdict import Instance, Thresholds, Verdict, decide
-
-SIDE = 128  # pixels a side at which the judge looks
 
 
 class Judge:
@@ -53,11 +49,9 @@ class Judge:
         self.kinds, self.least_area = list(kinds), dict(least_area)
         self.concepts, self.looks, self.thresholds = list(concepts), dict(looks), thresholds
 
-    @torch.no_grad()
     def classes(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Class at each place, (B, SIDE/2, SIDE/2); 0 is background, k is `kinds[k - 1]`."""
-        scores = self.segmenter(_pixels(images))
-        return scores.argmax(1).numpy()
+        return self.segmenter.classes(images)
 
     def instances(self, image: Image.Image, subjects: int) -> list[Instance]:
         """Connected components of one class, large enough for a scene of so many subjects."""
@@ -84,9 +78,7 @@ class Judge:
         least = self.least_area[min(max(subjects, 1), max(self.least_area))] * side**2
         found: list[tuple[str, np.ndarray]] = []
         for k, kind in enumerate(self.kinds, start=1):
-            components, count = cast(tuple[np.ndarray, int], ndimage.label(classes == k))
-            masks = (components == c for c in range(1, count + 1))
-            found += [(kind, mask) for mask in masks if mask.sum() >= least]
+            found += [(kind, mask) for mask in components(classes == k, least)]
         likeness = self.identify(image, found)
         instances = [_instance(*pair, near) for pair, near in zip(found, likeness)]
         return sorted(instances, key=lambda instance: instance.box[0])
@@ -99,12 +91,6 @@ def _instance(kind: str, mask: np.ndarray, similarities: Mapping[str, float]) ->
     return Instance(kind, (x0, y0, x1, y1), round(float(mask.mean()), 4), similarities)
 
 
-def _pixels(images: Sequence[Image.Image]) -> torch.Tensor:
-    resized = [np.asarray(i.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC))
-               for i in images]  # fmt: skip
-    return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
 @cache
 def load_judge(folder: Path = WEIGHTS / "judge") -> Judge:
     """The judge that ships with the miniature.
@@ -115,10 +101,10 @@ def load_judge(folder: Path = WEIGHTS / "judge") -> Judge:
     if not (folder / "judge.json").is_file():
         raise ModelNotFound(f"no judge in {folder}; make it with `loraweave miniature train`")
     data = json.loads((folder / "judge.json").read_text())
-    segmenter = Segmenter(len(data["kinds"]) + 1)
-    _fill(segmenter, folder / "segmenter.safetensors")
+    segmenter = load_segmenter(folder / "segmenter.safetensors", len(data["kinds"]) + 1)
     encoder = IdentityEncoder()
-    _fill(encoder, folder / "encoder.safetensors")
+    weights = load_file(folder / "encoder.safetensors")
+    encoder.load_state_dict({name: value.float() for name, value in weights.items()})
     looks = load_file(folder / "looks.safetensors")
     return Judge(
         segmenter, encoder, kinds=data["kinds"], concepts=data["concepts"],
@@ -126,7 +112,3 @@ def load_judge(folder: Path = WEIGHTS / "judge") -> Judge:
         looks={kind: found.float() for kind, found in looks.items()},
         thresholds=Thresholds(data["least_similarity"], data["least_lead"]),
     )  # fmt: skip
-
-
-def _fill(module: nn.Module, path: Path) -> None:
-    module.load_state_dict({name: value.float() for name, value in load_file(path).items()})

@@ -26,7 +26,7 @@ from torch import Tensor
 from ...progress import track
 from ..codec import images_of, pixels_of
 from ..judge.identity import IdentityEncoder, crop_of, crops_tensor
-from ..judge.judge import SIDE
+from ..segmenter import SIDE
 from ..world import Drawing, Subject, WorldSettings, render
 from ..world.sample import EYES, half_blended, place_subjects, sample_subject
 from .judge import worn

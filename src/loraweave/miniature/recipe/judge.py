@@ -20,21 +20,26 @@ from ...progress import track
 from ..codec import decoded, posterior_of, through
 from ..concepts import CONCEPTS, KNOWN, draw_concepts, draw_subjects
 from ..judge.identity import IdentityEncoder, crop_of, crops_tensor
-from ..judge.judge import SIDE, Judge
-from ..judge.segmenter import Segmenter
+from ..judge.judge import Judge
 from ..judge.verdict import Thresholds
+from ..segmenter import SIDE, Segmenter
 from ..world import BACKGROUNDS, WorldSettings, render, sample_drawing
 from .run import Fit, Run
 
-CONCEPT_SHARE = 0.3  # of the training scenes show concepts instead of random subjects
+CONCEPT_SHARE = 0.3  # of the judge's scenes show concepts instead of random subjects
 LEAST_LEAD = 0.1  # over another concept of the scene
 BLENDED_SHARE, BLENDED_MOST = 0.3, 0.3  # of pictures, and of another picture mixed into one
 
 
-def training_scene(seed: int, world: WorldSettings) -> tuple[Image.Image, np.ndarray]:
-    """A picture and its classes at half resolution, (SIDE/2, SIDE/2)."""
+def training_scene(
+    seed: int, world: WorldSettings, concepts: float = CONCEPT_SHARE
+) -> tuple[Image.Image, np.ndarray]:
+    """A picture and its classes at half resolution, (SIDE/2, SIDE/2).
+
+    It shows concepts with probability `concepts`, else random subjects.
+    """
     rng = np.random.default_rng(seed)
-    if rng.random() < CONCEPT_SHARE:
+    if rng.random() < concepts:
         names = rng.choice(list(CONCEPTS), rng.integers(1, 3), replace=False).tolist()
         drawn = draw_concepts(names, rng.choice(world.backgrounds), seed, SIDE)
     else:
@@ -46,7 +51,7 @@ def training_scene(seed: int, world: WorldSettings) -> tuple[Image.Image, np.nda
 
 
 def scene_pool(
-    run: Run, name: str, world: WorldSettings, count: int
+    run: Run, name: str, world: WorldSettings, count: int, concepts: float = CONCEPT_SHARE
 ) -> tuple[UInt8[Tensor, "N 3 S S"], UInt8[Tensor, "N s s"]]:
     """Pictures and classes of `count` training scenes, kept in `<name>.safetensors`."""
     path = run.folder / f"{name}.safetensors"
@@ -55,7 +60,7 @@ def scene_pool(
     seeds = torch.randint(2**31, (count,), generator=run.generator(name, 0)).tolist()
     pixels, classes = [], []
     for seed in track(seeds, f"miniature: {name}", total=count):
-        image, where = training_scene(seed, world)
+        image, where = training_scene(seed, world, concepts)
         pixels.append(torch.from_numpy(np.array(image)).permute(2, 0, 1))
         classes.append(torch.from_numpy(where.astype(np.uint8)))
     pool = {"pixels": torch.stack(pixels).contiguous(), "classes": torch.stack(classes)}
@@ -88,14 +93,15 @@ def worn(pixels: Tensor, vae: AutoencoderKL | None, g: torch.Generator) -> Tenso
 
 def train_segmenter(
     run: Run, name: str, vae: AutoencoderKL, world: WorldSettings, steps: int, scenes: int,
-    batch: int = 24, rate: float = 3e-3,
+    concepts: float = CONCEPT_SHARE, batch: int = 24, rate: float = 3e-3,
 ) -> Segmenter:  # fmt: skip
     """Train a segmenter, or finish a run that was interrupted.
 
     Segmenters of different names start from other weights and see other scenes: one is the
-    judge's, one is for methods that look at a picture while they draw it.
+    judge's, one is for methods that look at a picture while they draw it, and that one has never
+    seen a concept.
     """
-    images, classes = scene_pool(run, f"{name}_scenes", world, scenes)
+    images, classes = scene_pool(run, f"{name}_scenes", world, scenes, concepts)
     torch.manual_seed(zlib.crc32(f"{run.seed}/{name}".encode()))
     segmenter = Segmenter(len(world.kinds) + 1)
     fit = Fit(run, name, segmenter, steps=steps, rate=rate, average=0.99, weight_decay=1e-3)

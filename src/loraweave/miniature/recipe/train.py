@@ -14,7 +14,7 @@ from ...errors import TrainingError
 from ...methods import METHODS
 from ..golden import golden_blocks
 from ..judge import Judge
-from ..judge.segmenter import Segmenter
+from ..segmenter import Segmenter
 from ..world import FIRST_WORLD, FULL_WORLD, TAUGHT_WORLD, WorldSettings
 from .base import train_base
 from .calibrate import calibrated
@@ -141,7 +141,7 @@ def _judge(run: Run, recipe: Size, vae: AutoencoderKL) -> tuple[Judge, Segmenter
     """The judge, not calibrated, and the segmenter for methods that need one."""
     world, steps, scenes = FULL_WORLD, recipe.judge_steps, recipe.judge_scenes
     segmenter = train_segmenter(run, "judge", vae, world, steps, scenes)
-    finder = train_segmenter(run, "finder", vae, world, steps, scenes)
+    finder = train_segmenter(run, "finder", vae, world, steps, scenes, concepts=0.0)
     encoder = train_encoder(run, vae, world, recipe.encoder_steps, recipe.families)
     return new_judge(segmenter, encoder, vae, world), finder
 
