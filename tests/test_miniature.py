@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from PIL import Image
 
 import loraweave as lw
 from loraweave.errors import LoraError, MethodError, TrainingError
@@ -15,11 +16,12 @@ from loraweave.miniature.codec import through
 from loraweave.miniature.compare import compare_methods, comparison_grid, rates
 from loraweave.miniature.concepts import KNOWN, draw_concepts
 from loraweave.miniature.extras import EXTRAS
+from loraweave.miniature.finder import load_finder
 from loraweave.miniature.golden import golden_blocks
 from loraweave.miniature.judge import load_judge
 from loraweave.miniature.prompts import scenes
 from loraweave.miniature.recipe.loras import RANK, plans
-from loraweave.miniature.recipe.train import train_miniature
+from loraweave.miniature.recipe.train import SIZES, train_miniature
 from loraweave.miniature.shipped import WEIGHTS, base_folder, lora_file, lora_names
 
 
@@ -162,7 +164,9 @@ def test_recipe_runs_from_nothing_and_resumes(tmp_path):
     made = tmp_path / "weights"
     assert result == {"folder": str(made), "size": "trial"}
     assert (made / "base" / "model_index.json").is_file()
-    assert len(list((made / "loras").glob("*.safetensors"))) == len(plans())
+    assert len(list((made / "loras").glob("*.safetensors"))) == len(SIZES["trial"].loras)
+    assert len(load_judge(made / "judge").concepts) == len(KNOWN)
+    assert load_finder(made / "finder.safetensors").find(Image.new("RGB", (64, 64)), "cat") == []
     before = (made / "base" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
     again = train_miniature(tmp_path, size="trial")
     assert again == result

@@ -22,7 +22,8 @@ def calibrated(
 ) -> Judge:  # fmt: skip
     """The judge with its least similarities: the 5th percentile of each LoRA alone."""
     least = {}
-    for name in track(KNOWN, "miniature: calibrate", total=len(KNOWN)):
+    individuals = [name for name in loras if name in KNOWN]
+    for name in track(individuals, "miniature: calibrate", total=len(individuals)):
         found = []
         for image in drawn_alone(pipe, name, loras[name], pictures, SEED):
             instances = judge.instances(image, 1)

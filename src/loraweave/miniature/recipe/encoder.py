@@ -124,7 +124,7 @@ def crop_pool(
         views = [view(rng, one, world) for one in family(rng, world) for _ in range(2)]
         worn_views = worn_crops(views, vae if number % 2 else None, rng, g)
         crops.append(((worn_views + 1) * 127.5).round().byte())
-    pool = torch.stack(crops)
+    pool = torch.stack(crops).contiguous()
     save_file({"crops": pool}, path)
     return pool
 

@@ -136,7 +136,7 @@ def least_areas(world: WorldSettings, samples: int = 400) -> dict[int, float]:
 
 @torch.no_grad()
 def concept_looks(
-    encoder: IdentityEncoder, vae: AutoencoderKL, kinds: Sequence[str], views: int = 8
+    encoder: IdentityEncoder, vae: AutoencoderKL, kinds: Sequence[str], views: int
 ) -> dict[str, Float[Tensor, "N E"]]:
     """By class the mean direction of each concept's looks on it, over decoded drawings."""
     looks = {}
@@ -179,11 +179,15 @@ def save_half(module: nn.Module, path: Path) -> None:
 
 
 def new_judge(
-    segmenter: Segmenter, encoder: IdentityEncoder, vae: AutoencoderKL, world: WorldSettings
+    segmenter: Segmenter,
+    encoder: IdentityEncoder,
+    vae: AutoencoderKL,
+    world: WorldSettings,
+    views: int,
 ) -> Judge:
     """A judge that is not calibrated yet: only what is like another concept counts as blended."""
     return Judge(
         segmenter, encoder, kinds=world.kinds, least_area=least_areas(world),
-        concepts=list(KNOWN), looks=concept_looks(encoder, vae, world.kinds),
+        concepts=list(KNOWN), looks=concept_looks(encoder, vae, world.kinds, views),
         thresholds=Thresholds({}, LEAST_LEAD),
     )  # fmt: skip

@@ -116,7 +116,7 @@ class Fit:
         self.rate, self.first = rate, 0
         self.average = Average(model, average)
         self.optimizer = torch.optim.AdamW(
-            model.parameters(), rate, weight_decay=weight_decay, betas=(0.9, 0.99)
+            model.parameters(), rate, weight_decay=weight_decay, betas=(0.9, 0.99), fused=True
         )
         if state := run.load(stage):
             self.first = state["step"]

@@ -52,8 +52,10 @@ class Size:
         pixels: side of the pictures.
         judge_steps, encoder_steps: optimiser steps of each segmenter and of the identity encoder.
         judge_scenes, families: what these learn from.
+        views: drawings of each concept on each class for the judge.
         lora_steps: of each LoRA.
         calibration: pictures of each LoRA alone for the judge's thresholds.
+        loras: names of those that are made; all if None.
     """
 
     parts: tuple[Part, ...]
@@ -62,8 +64,10 @@ class Size:
     judge_scenes: int
     encoder_steps: int
     families: int
+    views: int
     lora_steps: int
     calibration: int
+    loras: tuple[str, ...] | None = None
 
 
 _SMALL = (
@@ -72,8 +76,29 @@ _SMALL = (
 )
 _TRIAL = (Part(FIRST_WORLD, 2, 64, 2), Part(TAUGHT_WORLD, 2, 64, 2))
 SIZES = {
-    "small": Size(_SMALL, 128, 1500, 6000, 3000, 2500, 160, 40),
-    "trial": Size(_TRIAL, 128, 2, 32, 2, 16, 1, 1),
+    "small": Size(
+        _SMALL,
+        128,
+        judge_steps=1500,
+        judge_scenes=6000,
+        encoder_steps=3000,
+        families=2500,
+        views=8,
+        lora_steps=160,
+        calibration=40,
+    ),
+    "trial": Size(
+        _TRIAL,
+        128,
+        judge_steps=2,
+        judge_scenes=32,
+        encoder_steps=2,
+        families=16,
+        views=1,
+        lora_steps=1,
+        calibration=1,
+        loras=("blackcat", "golddog", "pencil"),
+    ),
 }
 """`small` is what ships; `trial` runs every stage for a moment, to see that it works."""
 
@@ -105,7 +130,7 @@ def train_miniature(folder: str | Path, size: str = "small", seed: int = 0) -> d
         pipe = _base(leg, part, recipe.pixels, tokenizer, vae, pipe)
     assert vae is not None
     assert pipe is not None
-    loras = train_loras(pipe, run.folder, recipe.lora_steps)
+    loras = train_loras(pipe, run.folder, recipe.lora_steps, recipe.loras)
     judge, finder = _judge(run, recipe, vae)
     judge = calibrated(run, judge, pipe, loras, recipe.calibration)
     weights = collect(run.folder, judge, finder, pipe)
@@ -143,7 +168,7 @@ def _judge(run: Run, recipe: Size, vae: AutoencoderKL) -> tuple[Judge, Segmenter
     segmenter = train_segmenter(run, "judge", vae, world, steps, scenes)
     finder = train_segmenter(run, "finder", vae, world, steps, scenes, concepts=0.0)
     encoder = train_encoder(run, vae, world, recipe.encoder_steps, recipe.families)
-    return new_judge(segmenter, encoder, vae, world), finder
+    return new_judge(segmenter, encoder, vae, world, recipe.views), finder
 
 
 def collect(folder: Path, judge: Judge, finder: Segmenter, pipe: StableDiffusionPipeline) -> Path:
