@@ -17,7 +17,7 @@ from loraweave.miniature.judge.identity import CROP, IdentityEncoder, crop_of, c
 from loraweave.miniature.recipe.base import new_unet
 from loraweave.miniature.recipe.encoder import contrastive, family, frayed, nearest_is_same, view
 from loraweave.miniature.recipe.grounding import PlainRecordingProcessor, grounding_loss
-from loraweave.miniature.recipe.judge import scene_pool, training_scene, worn
+from loraweave.miniature.recipe.judge import coded, scene_pool, training_scene, worn
 from loraweave.miniature.recipe.loras import PICTURES, RANK, plans, write_examples
 from loraweave.miniature.recipe.run import Run
 from loraweave.miniature.recipe.vae import new_vae, train_vae
@@ -154,25 +154,29 @@ def test_the_encoder_gives_unit_vectors():
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(2))
 
 
-def test_scenes_for_the_segmenter_are_kept(tmp_path):
+@pytest.fixture(scope="module")
+def vae():
+    torch.manual_seed(0)
+    return new_vae(128, (8, 8, 8, 8)).eval()
+
+
+def test_scenes_for_the_segmenter_are_kept(tmp_path, vae):
     run = Run(tmp_path)
-    pixels, classes = scene_pool(run, "some", FULL_WORLD, 4)
-    again = scene_pool(run, "some", FULL_WORLD, 4)
+    pixels, classes = scene_pool(run, "some", vae, FULL_WORLD, 40)
+    again = scene_pool(run, "some", vae, FULL_WORLD, 40)
     assert torch.equal(pixels, again[0])
     assert torch.equal(classes, again[1])
-    others, _ = scene_pool(run, "others", FULL_WORLD, 4)
-    assert not torch.equal(pixels, others)
+    others, _ = scene_pool(run, "others", vae, FULL_WORLD, 2)
+    assert not torch.equal(pixels[:2], others)
     image, where = training_scene(11, FULL_WORLD)
     assert where.shape == (image.height // 2, image.width // 2)
     assert 0 < where.max() <= len(KINDS)
 
 
-def test_wear_changes_pictures_but_not_their_range():
+def test_wear_changes_pictures_but_not_their_range(vae):
     g = torch.Generator().manual_seed(0)
-    torch.manual_seed(0)
-    pixels = torch.rand(3, 3, 32, 32) * 2 - 1
-    for vae in (None, new_vae(32, (8, 8, 8)).eval()):
-        out = worn(pixels, vae, g)
+    pixels = torch.rand(3, 3, 128, 128, generator=g) * 2 - 1
+    for out in (worn(pixels, g), coded(pixels, vae, g)):
         assert out.shape == pixels.shape
         assert out.abs().max() <= 1
         assert not torch.equal(out, pixels)

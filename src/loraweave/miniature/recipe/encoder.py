@@ -29,7 +29,7 @@ from ..judge.identity import IdentityEncoder, crop_of, crops_tensor
 from ..segmenter import SIDE
 from ..world import Drawing, Subject, WorldSettings, render
 from ..world.sample import EYES, half_blended, place_subjects, sample_subject
-from .judge import worn
+from .judge import coded, worn
 from .run import Fit, Run
 
 FAMILIES, MEMBERS = 16, 4  # of a batch, and of each of them
@@ -167,7 +167,8 @@ def worn_crops(
     rng: random.Random, g: torch.Generator,
 ) -> Tensor:  # fmt: skip
     """Crops of views that went through what generated pictures go through."""
-    pixels = worn(pixels_of([image for image, _ in views]), vae, g)
+    pixels = pixels_of([image for image, _ in views])
+    pixels = worn(pixels if vae is None else coded(pixels, vae, g), g)
     seen = zip(images_of(pixels), (frayed(mask, rng) for _, mask in views))
     return crops_tensor([crop_of(image, mask) for image, mask in seen])
 

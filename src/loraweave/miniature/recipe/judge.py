@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ...progress import track
-from ..codec import decoded, posterior_of, through
+from ..codec import decoded, pixels_of, posterior_of, through
 from ..concepts import CONCEPTS, KNOWN, draw_concepts, draw_subjects
 from ..judge.identity import IdentityEncoder, crop_of, crops_tensor
 from ..judge.judge import Judge
@@ -51,38 +51,48 @@ def training_scene(
 
 
 def scene_pool(
-    run: Run, name: str, world: WorldSettings, count: int, concepts: float = CONCEPT_SHARE
-) -> tuple[UInt8[Tensor, "N 3 S S"], UInt8[Tensor, "N s s"]]:
-    """Pictures and classes of `count` training scenes, kept in `<name>.safetensors`."""
+    run: Run, name: str, vae: AutoencoderKL, world: WorldSettings, count: int,
+    concepts: float = CONCEPT_SHARE,
+) -> tuple[UInt8[Tensor, "N 3 S S"], UInt8[Tensor, "N s s"]]:  # fmt: skip
+    """Pictures and classes of `count` training scenes, kept in `<name>.safetensors`.
+
+    Two thirds of them went through the autoencoder.
+    """
     path = run.folder / f"{name}.safetensors"
     if path.exists() and len((found := load_file(path))["classes"]) == count:
         return found["pixels"], found["classes"]
-    seeds = torch.randint(2**31, (count,), generator=run.generator(name, 0)).tolist()
     pixels, classes = [], []
-    for seed in track(seeds, f"miniature: {name}", total=count):
-        image, where = training_scene(seed, world, concepts)
-        pixels.append(torch.from_numpy(np.array(image)).permute(2, 0, 1))
-        classes.append(torch.from_numpy(where.astype(np.uint8)))
-    pool = {"pixels": torch.stack(pixels).contiguous(), "classes": torch.stack(classes)}
+    starts = range(0, count, 32)
+    for start in track(starts, f"miniature: {name}", total=len(starts)):
+        g = run.generator(name, start)
+        seeds = torch.randint(2**31, (min(32, count - start),), generator=g).tolist()
+        scenes = [training_scene(seed, world, concepts) for seed in seeds]
+        drawn = pixels_of([image for image, _ in scenes])
+        if start // 32 % 3:
+            drawn = coded(drawn, vae, g)
+        pixels.append(((drawn + 1) * 127.5).round().byte())
+        classes.append(torch.from_numpy(np.stack([where for _, where in scenes]).astype(np.uint8)))
+    pool = {"pixels": torch.cat(pixels).contiguous(), "classes": torch.cat(classes)}
     save_file(pool, path)
     return pool["pixels"], pool["classes"]
 
 
-def worn(pixels: Tensor, vae: AutoencoderKL | None, g: torch.Generator) -> Tensor:
-    """Pictures (B, 3, H, W) after what a generated picture suffers.
+@torch.no_grad()
+def coded(pixels: Tensor, vae: AutoencoderKL, g: torch.Generator) -> Tensor:
+    """Pictures (B, 3, H, W) through an autoencoder as a denoiser would have made their latents:
+    with noise in them, and a little of another picture."""
+    with torch.autocast("cpu", torch.bfloat16):
+        latents = posterior_of(vae, pixels).mean.float()
+        share = torch.rand(len(latents), 1, 1, 1, generator=g) * BLENDED_MOST
+        share *= torch.rand(share.shape, generator=g) < BLENDED_SHARE
+        latents = (1 - share) * latents + share * latents.roll(1, 0)
+        strength = torch.rand(len(latents), 1, 1, 1, generator=g) * 0.5
+        noise = torch.randn(latents.shape, generator=g) * latents.std() * strength
+        return decoded(vae, latents + noise).float().clamp(-1, 1)
 
-    With an autoencoder: its losses, noise in the latents, and a little of another picture; and
-    always blur, tint and noise.
-    """
-    if vae is not None:
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            latents = posterior_of(vae, pixels).mean.float()
-            share = torch.rand(len(latents), 1, 1, 1, generator=g) * BLENDED_MOST
-            share *= torch.rand(share.shape, generator=g) < BLENDED_SHARE
-            latents = (1 - share) * latents + share * latents.roll(1, 0)
-            strength = torch.rand(len(latents), 1, 1, 1, generator=g) * 0.5
-            noise = torch.randn(latents.shape, generator=g) * latents.std() * strength
-            pixels = decoded(vae, latents + noise).float().clamp(-1, 1)
+
+def worn(pixels: Tensor, g: torch.Generator) -> Tensor:
+    """Pictures (B, 3, H, W) with blur, tint and noise."""
     if torch.rand(1, generator=g) < 0.4:
         pixels = F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), mode="reflect"), 3, 1)
     gain = 1 + 0.15 * torch.randn(len(pixels), 3, 1, 1, generator=g)
@@ -101,22 +111,24 @@ def train_segmenter(
     judge's, one is for methods that look at a picture while they draw it, and that one has never
     seen a concept.
     """
-    images, classes = scene_pool(run, f"{name}_scenes", world, scenes, concepts)
+    images, classes = scene_pool(run, f"{name}_scenes", vae, world, scenes, concepts)
     torch.manual_seed(zlib.crc32(f"{run.seed}/{name}".encode()))
     segmenter = Segmenter(len(world.kinds) + 1)
+    segmenter.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     fit = Fit(run, name, segmenter, steps=steps, rate=rate, average=0.99, weight_decay=1e-3)
     for step in fit.steps():
-        i = step.number
-        g = run.generator(name, i)
+        g = run.generator(name, step.number)
         chosen = torch.randint(len(images), (batch,), generator=g)
         target = classes[chosen].long()
-        pixels = worn(images[chosen].float() / 127.5 - 1, vae if i % 2 else None, g)
-        scores = segmenter(pixels)
+        pixels = worn(images[chosen].float() / 127.5 - 1, g)
+        with torch.autocast("cpu", torch.bfloat16):
+            scores = segmenter(pixels.to(memory_format=torch.channels_last)).float()
         loss = F.cross_entropy(scores, target)
         fit.update(step, loss)
         right = (scores.detach().argmax(1) == target)[target > 0].float().mean().item()
         step.figures |= {"loss": loss.item(), "subject_pixels": right}
     fit.finish()
+    segmenter.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return segmenter.eval()
 
 
