@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loraweave.miniature.concepts import CONCEPTS, draw_concepts, training_drawings
+from loraweave.miniature.concepts import CONCEPTS, KNOWN, draw_concepts, training_drawings
 from loraweave.miniature.world import (
     BACKGROUNDS,
     COLOURS,
@@ -154,13 +154,20 @@ def test_subjects_stay_in_the_picture():
 
 def test_concepts_cover_classes_and_share_some():
     kinds = [c.kind for c in CONCEPTS.values()]
-    assert len(kinds) >= 6
-    assert len(set(kinds)) >= 4
-    assert len(kinds) > len(set(kinds))
+    assert len(kinds) >= 20
+    assert len(set(kinds)) >= 10
     assert len({c.trigger for c in CONCEPTS.values()}) == len(kinds)
+    for kind in set(kinds):
+        bodies = [c.subject.body for c in CONCEPTS.values() if c.kind == kind]
+        assert len(bodies) == 1 or len(set(bodies)) < len(bodies)
     drawn = draw_concepts(["blackcat", "golddog"], "snow", 4, 64)
     assert [s.kind for s in drawn.drawing.subjects] == ["cat", "dog"]
     assert len({r.image.tobytes() for r in training_drawings("racecar", 6, 32)}) == 6
+
+
+def test_no_two_concepts_have_the_same_coat():
+    looks = [(c.subject.body, c.subject.second, c.subject.pattern) for c in KNOWN.values()]
+    assert len(set(looks)) == len(KNOWN)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -79,7 +79,7 @@ SIZES = {
     "small": Size(
         _SMALL,
         128,
-        judge_steps=1500,
+        judge_steps=2500,
         judge_scenes=6000,
         encoder_steps=3000,
         families=2500,
