@@ -39,6 +39,15 @@ def test_swapped_when_nearest_to_another_concept_of_the_scene():
     assert found == {"blackcat": "swapped", "golddog": "right"}
 
 
+def test_blended_when_it_is_neither():
+    strict = Thresholds({"golddog": 0.8}, 0.05)
+    dog = seen("dog", golddog=0.9)
+    between = [seen("cat", golddog=0.6, blackcat=0.5), dog]
+    assert outcomes(between, thresholds=strict)["blackcat"] == "blended"
+    coat = [seen("cat", golddog=0.85, blackcat=0.5), dog]
+    assert outcomes(coat, thresholds=strict)["blackcat"] == "swapped"
+
+
 def test_blended_under_its_own_floor_or_without_a_lead():
     strict = Thresholds({"blackcat": 0.8}, 0.05)
     dog = seen("dog", golddog=0.9)

@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,11 +14,13 @@ from ..codec import through
 from ..concepts import KNOWN, draw_subjects
 from ..judge import Judge
 from ..judge.verdict import OUTCOMES
-from ..prompts import ConceptScene, scenes
+from ..prompts import ConceptScene, Split, scenes
 from ..world import FULL_WORLD, Rendering, Subject, render, sample_drawing
 from ..world.sample import half_blended
 from .pictures import CHECK_SEED
 
+BLEND_APART = 100
+"""Least distance of two bodies' colours (8-bit RGB) for half of each to be seen as such."""
 LABELS = Path(__file__).parent.parent / "eye"
 """Generated pictures and what a person said of them."""
 
@@ -116,11 +118,29 @@ def injured_scene(scene: ConceptScene, failure: str, vae: AutoencoderKL) -> Inju
     return Injured(image, scene.names, tuple(truth))
 
 
+def injured_scenes(vae: AutoencoderKL, split: Split, count: int) -> Iterator[Injured]:
+    """`count` pairs, with every kind of failure and none in turn.
+
+    Only pairs whose bodies differ enough are blended, or nobody could tell.
+    """
+    every = iter(scenes("pairs", split, 4 * count))
+    for number in range(count):
+        failure = OUTCOMES[number % len(OUTCOMES)]
+        scene = next(every)
+        while failure == "blended" and not _apart(scene):
+            scene = next(every)
+        yield injured_scene(scene, failure, vae)
+
+
+def _apart(scene: ConceptScene) -> bool:
+    first, second = (np.array(KNOWN[name].subject.body, float) for name in scene.names)
+    return float(np.linalg.norm(first - second)) >= BLEND_APART
+
+
 def failure_agreement(judge: Judge, vae: AutoencoderKL, count: int) -> float:
     """Cohen's kappa of the judge's outcomes with the truth, over concepts of injured scenes."""
     truth, said = [], []
-    for number, scene in enumerate(scenes("pairs", "report", count)):
-        injured = injured_scene(scene, OUTCOMES[number % len(OUTCOMES)], vae)
+    for injured in injured_scenes(vae, "report", count):
         verdict = judge.examine(injured.image, injured.names)
         truth += injured.truth
         said += [verdict.outcomes[name] for name in injured.names]

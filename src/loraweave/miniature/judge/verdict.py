@@ -4,7 +4,8 @@ For each concept of a scene: right when its class has exactly as many instances 
 concepts of that class and the instance assigned to it has it as its nearest concept; missing with
 too few instances of the class; duplicated with too many; swapped when the nearest concept is
 another one of the scene; blended when it is too unlike itself or too like another concept of the
-scene.
+scene. Where both could be said, it is swapped if it is as much the other one as that one's LoRA
+makes it alone, and blended if it is neither.
 """
 
 from collections import Counter
@@ -118,9 +119,11 @@ def _identity(
 ) -> str:
     own = instance.similarities[name]
     rivals = {n: instance.similarities[n] for n in kinds if n != name}
-    if rivals and max(rivals.values()) > own:
-        return "swapped"
-    lead = own - max(rivals.values(), default=0.0)
+    rival = max(rivals, key=lambda n: rivals[n], default=None)
+    if rival is not None and rivals[rival] > own:
+        like_it = rivals[rival] >= thresholds.least_similarity.get(rival, 0.0)
+        return "swapped" if like_it else "blended"
+    lead = own - max(rivals.values(), default=-1.0)
     if own < thresholds.least_similarity.get(name, 0.0) or lead < thresholds.least_lead:
         return "blended"
     # Nearest among all known concepts, too: a third one's looks are nobody's here.
