@@ -1,9 +1,14 @@
 """What several test files share: one tiny base model on disk, and LoRAs for it."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
+
+from loraweave.cli import app
 
 from tiny import random_lora, tiny_pipeline
 
@@ -26,3 +31,11 @@ def lora_files(tmp_path_factory) -> dict[str, Path]:
         name: random_lora(pipe, folder / f"{name}.safetensors", seed=seed)
         for seed, name in enumerate(("cat", "dog"))
     }
+
+
+@pytest.fixture(scope="session")
+def quick_check() -> dict[str, Any]:
+    """What `loraweave miniature check --quick --json` prints; it takes minutes, so it runs once."""
+    result = CliRunner().invoke(app, ["miniature", "check", "--quick", "--json"])
+    assert result.exit_code == 0, (result.output, result.stderr)
+    return json.loads(result.stdout)

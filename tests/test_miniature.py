@@ -11,7 +11,7 @@ from PIL import Image
 import loraweave as lw
 from loraweave.errors import LoraError, MethodError, TrainingError
 from loraweave.lora.inspect import inspect_lora
-from loraweave.miniature.check import COMMITTED, check
+from loraweave.miniature.check import COMMITTED
 from loraweave.miniature.codec import through
 from loraweave.miniature.compare import compare_methods, comparison_grid, rates
 from loraweave.miniature.concepts import KNOWN, draw_concepts
@@ -110,11 +110,11 @@ def test_the_judge_is_not_pleased_by_everything(pipe):
     assert verdict.right == 0
 
 
-def test_committed_figures_are_those_of_the_weights():
+def test_committed_figures_are_those_of_the_weights(quick_check):
     """The quick check, a tenth of the samples, agrees with what is committed."""
     committed = json.loads(COMMITTED.read_text())
     assert committed["version"] == lw.__version__
-    found = check(quick=True)
+    found = quick_check
     assert found.keys() == committed.keys()
     assert found["samples_seen"] == committed["samples_seen"]
     for key, value in committed["figures"].items():

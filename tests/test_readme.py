@@ -43,19 +43,22 @@ def test_python_block_runs_as_it_stands(tmp_path, monkeypatch):
     assert out.masks[0].shape == out.maps[0].shape == (50, 2, 16, 16)
 
 
-def test_commands_run(desk, monkeypatch):
+def test_commands_run(desk, monkeypatch, quick_check):
     monkeypatch.chdir(desk)
     lines = shell_lines()
     assert len(lines) >= 8
     for line in lines:
         words = shlex.split(line)[1:]
+        if words == ["miniature", "check", "--quick"]:
+            assert quick_check["figures"]
+            continue
         if words[0] in ("generate", "compare"):
             words += QUICK
         if words[0] == "train":
             CliRunner().invoke(app, ["miniature", "draw", "--count", "2", "-o", "photos"])
             words += ["--steps", "1", "--out", "trained.safetensors"]
         if words[:2] == ["miniature", "compare"]:
-            words += ["--pairs", "2", *QUICK]
+            words += ["--scenes", "2", *QUICK]
         result = CliRunner().invoke(app, words)
         assert result.exit_code == 0, (line, result.output, result.stderr)
     for name in ("out.png", "again.png", "park.png", "maps.png", "grid.png", "pairs.png"):
