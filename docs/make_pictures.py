@@ -4,10 +4,18 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from diffusers import StableDiffusionPipeline
 from PIL import Image
 
+from loraweave.evaluate.figures import labelled_grid
+from loraweave.loading import load
+from loraweave.miniature.checks.pictures import drawn
 from loraweave.miniature.demo import run_demo
-from loraweave.miniature.world import FULL_WORLD, render, sample_drawing
+from loraweave.miniature.extras import EXTRAS
+from loraweave.miniature.prompts import listed
+from loraweave.miniature.recipe.loras import plans
+from loraweave.miniature.shipped import lora_file
+from loraweave.miniature.world import BACKGROUNDS, FULL_WORLD, KINDS, render, sample_drawing
 
 PICTURES = Path(__file__).parent / "pictures"
 
@@ -21,10 +29,46 @@ def world_sample(columns: int = 8, rows: int = 4, size: int = 128) -> Image.Imag
     return sheet
 
 
+def base_sample(pipe: StableDiffusionPipeline, path: Path) -> None:
+    """What the base model draws without LoRAs."""
+    prompts = [
+        *(listed([kind], BACKGROUNDS[i % len(BACKGROUNDS)]) for i, kind in enumerate(KINDS[:8])),
+        "a red cat in the snow", "a blue robot in a room", "a yellow bird in the forest",
+        "a green car in the desert", "a purple fish at the beach", "a pink house in the meadow",
+        "an orange boat at the beach", "a white bear in the night",
+        *(listed(KINDS[i : i + 2], BACKGROUNDS[i // 2]) for i in range(0, 12, 2)),
+        "two cats in the meadow", "a dog, a cup and a girl in a room",
+    ]  # fmt: skip
+    images = drawn(pipe, prompts, "base")
+    rows = [("", images[i : i + 8]) for i in range(0, len(images), 8)]
+    labelled_grid(rows, [], path, title="the base model of the miniature, without LoRAs")
+
+
+def lora_sample(pipe: StableDiffusionPipeline, path: Path) -> None:
+    """Every LoRA alone: a concept by its own prompt, a style on a cat and a house."""
+    images = []
+    for name, plan in plans().items():
+        file = lora_file(name)
+        words = f"a {plan.trigger} {plan.noun}" if plan.trigger else "a cat and a house"
+        if name in EXTRAS and plan.trigger:
+            words = f"a cat in the {plan.trigger} {plan.noun}"
+            if EXTRAS[name].kind == "accessory":
+                words = f"a cat with a {plan.trigger} {plan.noun}"
+        pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name)
+        images += drawn(pipe, [words], name)
+        pipe.unload_lora_weights()
+    rows = [("", images[i : i + 10]) for i in range(0, len(images), 10)]
+    title = "the LoRAs of the miniature, one picture each: " + ", ".join(plans())
+    labelled_grid(rows, [], path, title=title)
+
+
 def main() -> None:
     """Write docs/pictures."""
     PICTURES.mkdir(exist_ok=True)
     world_sample().save(PICTURES / "world.png", optimize=True)
+    pipe = load("miniature", device="cpu")
+    base_sample(pipe, PICTURES / "base.png")
+    lora_sample(pipe, PICTURES / "loras.png")
     with tempfile.TemporaryDirectory() as folder:
         run_demo(Path(folder))
         for name in ("grid.png", "maps.png", "clora.png", "merge.png"):

@@ -9,7 +9,6 @@ import torch
 from typer.testing import CliRunner
 
 from loraweave.cli import app
-
 from tiny import random_lora, tiny_pipeline
 
 torch.set_num_threads(1)
