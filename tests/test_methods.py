@@ -433,7 +433,7 @@ def test_refinement_lowers_the_loss(pipe, loras, variant):
     losses = [loss for _, loss in stage.trace.losses]
     assert len(losses) == 21
     assert losses[-1] < losses[10] < losses[0]
-    assert sum(b < a for a, b in pairwise(losses)) >= 14  # steps of fixed length overshoot at times
+    assert sum(b < a for a, b in pairwise(losses)) >= 18  # steps of fixed length overshoot at times
 
 
 @pytest.mark.parametrize("variant", ["improved", "faithful"])
@@ -490,10 +490,9 @@ def test_literal_step_rule(pipe, loras):
 @pytest.mark.parametrize("step_size", [20.0, 5.0])
 def test_relative_step_rule_is_calibrated_once_and_capped(pipe, loras, step_size):
     z, gradient = start(), torch.randn(1, 4, 16, 16, generator=seed(8)) * 1e-5
-    share = CLoRA.Settings().relative_step * step_size / 20
-    with clora_stage(
-        pipe, loras, step_rule="relative", variant="faithful", step_size=step_size
-    ) as stage:
+    share = 0.01 * step_size / 20
+    rule = {"step_rule": "relative", "relative_step": 0.01, "step_size": step_size}
+    with clora_stage(pipe, loras, variant="faithful", **rule) as stage:
         moves = [stage._step(z, factor * gradient, 0) for factor in (1, 0.25, 1, 1000)]
     lengths = [(move.norm() / z.norm()).item() for move in moves]
     assert lengths == pytest.approx([share, share / 4, share, share], rel=1e-4)

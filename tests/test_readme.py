@@ -58,7 +58,7 @@ def test_commands_run(desk, monkeypatch):
             words += ["--pairs", "2", *QUICK]
         result = CliRunner().invoke(app, words)
         assert result.exit_code == 0, (line, result.output, result.stderr)
-    for name in ("out.png", "again.png", "park.png", "maps.png", "grid.png"):
+    for name in ("out.png", "again.png", "park.png", "maps.png", "grid.png", "pairs.png"):
         assert (desk / name).stat().st_size > 300, name
     assert (desk / "out.png").read_bytes() == (desk / "again.png").read_bytes()
 

@@ -1,4 +1,4 @@
-"""One kind of progress bar for the whole package, silent where nobody looks."""
+"""One kind of progress bar for the whole package, silent where nobody looks; no other bars."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -38,3 +38,13 @@ def track(items: Iterable[T], description: str, total: int, enabled: bool = True
         for item in items:
             yield item
             bar.advance(task)
+
+
+def silence_libraries() -> None:
+    """No progress bars and no advice from the libraries while they load models."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()

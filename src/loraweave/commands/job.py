@@ -8,6 +8,7 @@ from typing import Any, cast, get_args
 import typer
 
 from ..errors import LoraError, SceneError
+from ..progress import silence_libraries
 from ..scene import MINIATURE, SHIPPED, LoraRef, Scene, scene_from_dict
 from .options import DType
 
@@ -116,16 +117,6 @@ def _ships(base: str) -> str:
 
 def _names(scene: Scene) -> list[str]:
     return [words.name for words in (*scene.parsed.concepts, *scene.parsed.styles)]
-
-
-def silence_libraries() -> None:
-    """No progress bars and no advice from the libraries while they load models."""
-    import diffusers
-    import transformers
-
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
 
 
 def load_model(base: str, dtype: DType, device: str | None) -> Any:

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.utils import logging as diffusers_logging
 from PIL import Image
-from transformers.utils import logging as transformers_logging
 
 from ..api import compose
 from ..evaluate.figures import labelled_grid, maps_figure
 from ..loading import load
 from ..output import ComposeOutput
+from ..progress import silence_libraries
 from .judge import Verdict, load_judge
 from .prompts import marked_prompt
 from .shipped import lora_file
@@ -96,9 +95,7 @@ def main() -> None:
     """Entry point of `make demo`."""
     parser = argparse.ArgumentParser(description="Two LoRAs in one picture, on the miniature.")
     parser.add_argument("folder", type=Path, nargs="?", default=Path("demo"))
-    transformers_logging.set_verbosity_error()
-    diffusers_logging.set_verbosity_error()
-    diffusers_logging.disable_progress_bar()
+    silence_libraries()
     run_demo(parser.parse_args().folder)
 
 
