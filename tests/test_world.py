@@ -23,6 +23,8 @@ from loraweave.miniature.world import (
     sample_drawing,
 )
 from loraweave.miniature.world.sample import place_subjects, sample_subject
+from loraweave.miniature.world.spec import ACCESSORIES, OWN_ACCESSORIES, OWN_BACKGROUNDS
+from loraweave.miniature.world.styles import STYLES, in_style
 from loraweave.miniature.world.subjects import draw_subject
 
 
@@ -159,3 +161,74 @@ def test_concepts_cover_classes_and_share_some():
     drawn = draw_concepts(["blackcat", "golddog"], "snow", 4, 64)
     assert [s.kind for s in drawn.drawing.subjects] == ["cat", "dog"]
     assert len({r.image.tobytes() for r in training_drawings("racecar", 6, 32)}) == 6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_accessory_can_be_seen_on_every_class(kind):
+    def drawn(accessory):
+        one = subject(kind, accessory=accessory, accessory_colour=COLOURS["green"], size=0.6)
+        return np.asarray(render(Drawing((one,), "snow", 1), 96).image, int)
+
+    pictures = {a: drawn(a) for a in (None, *ACCESSORIES, *OWN_ACCESSORIES)}
+    for a in pictures:
+        for b in pictures:
+            assert a == b or (np.abs(pictures[a] - pictures[b]).sum(2) > 60).sum() > 8, (a, b)
+
+
+def test_a_tall_hat_is_not_cut_off():
+    robot = subject("robot", accessory="wizard hat", size=0.6)
+    mask = render(Drawing((robot,), "snow", 1), 128).masks[0]
+    assert mask.any(1).argmax() < 128 * (0.85 - 0.6)  # above the unit square
+
+
+def test_the_world_has_nothing_that_belongs_to_a_single_lora():
+    for seed in range(300):
+        drawing = sample_drawing(seed)
+        assert drawing.background not in OWN_BACKGROUNDS
+        assert not {s.accessory for s in drawing.subjects} & set(OWN_ACCESSORIES)
+    assert {s.accessory for i in range(300) for s in sample_drawing(i).subjects} >= set(ACCESSORIES)
+    for place in OWN_BACKGROUNDS:
+        assert render(Drawing((subject("cat"),), place, 2), 64).masks[0].any()
+
+
+def test_full_world_has_crowds_and_overlap():
+    drawings = [sample_drawing(seed) for seed in range(600)]
+    alike = {max(kinds.count(k) for k in kinds)
+             for d in drawings if (kinds := [s.kind for s in d.subjects])}  # fmt: skip
+    assert alike == {1, 2, 3}
+
+    def crowded(d):
+        gaps = zip(d.subjects, d.subjects[1:])
+        return any(
+            b.x - a.x < 0.8 * (a.size + b.size) / 2 and abs(a.y - b.y) < 0.3 for a, b in gaps
+        )
+
+    share = np.mean([crowded(d) for d in drawings if len(d.subjects) > 1])
+    assert 0.03 < share < 0.3
+    assert not any(crowded(sample_drawing(seed, FIRST_WORLD)) for seed in range(300))
+
+
+class TestStyles:
+    picture = render(sample_drawing(3), 128).image
+
+    @pytest.mark.parametrize("style", STYLES)
+    def test_a_style_keeps_the_size_and_changes_the_look(self, style):
+        for size in ((128, 128), (96, 60), (50, 33)):
+            before = self.picture.resize(size)
+            after = in_style(before, style)
+            assert (after.size, after.mode) == (size, "RGB")
+            assert np.abs(np.asarray(after, int) - np.asarray(before, int)).mean() > 4
+            assert after.tobytes() == in_style(before, style).tobytes()
+
+    def test_each_is_what_its_name_says(self):
+        looks = {s: np.asarray(in_style(self.picture, s), float) / 255 for s in STYLES}
+        chroma = {s: (p.max(2) - p.min(2)).mean() for s, p in looks.items()}
+        assert chroma["pencil"] < 0.1
+        assert (looks["sepia"][..., 0] >= looks["sepia"][..., 2]).all()
+        cells = looks["pixelart"].reshape(32, 4, 32, 4, 3)
+        assert (cells == cells[:, :1, :, :1]).all()
+        assert np.median(looks["neon"].max(2)) < 0.5 < looks["neon"].max()
+
+    def test_unknown(self):
+        with pytest.raises(ValueError, match="pencil"):
+            in_style(self.picture, "oil")

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import SceneError
+from ..progress import silence_libraries
 from . import options
-from .job import silence_libraries
 
 app = typer.Typer(
     help="The small model that ships with the package, and the world that it knows.",
@@ -26,6 +26,9 @@ def draw(
     count: Annotated[int, typer.Option(min=1, max=100_000)] = 12,
     size: Annotated[int, typer.Option(min=16, max=2048, help="Pixels a side.")] = 128,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    style: Annotated[
+        str | None, typer.Option(help="pencil, pixelart, sepia or neon.", show_default="none")
+    ] = None,
     concept: Annotated[
         str | None, typer.Option(help="One concept alone, as its LoRA is trained from.")
     ] = None,
@@ -43,6 +46,12 @@ def draw(
     elif not out.is_dir() and not (out.parent.is_dir() and os.access(out.parent, os.W_OK)):
         raise SceneError(f"the folder {out.parent} does not exist or cannot be written")
     images, captions = _drawn(concept, count, size, seed)
+    if style is not None:
+        from ..miniature.world.styles import STYLES, in_style
+
+        if style not in STYLES:
+            raise SceneError(f"no style {style!r}; there are: {', '.join(STYLES)}")
+        images = [in_style(image, style) for image in images]
     paths = [out]
     if grid:
         across = math.ceil(math.sqrt(count * 4 / 3))

@@ -6,7 +6,7 @@ from .sample import FIRST_WORLD, FULL_WORLD, WorldSettings, sample_drawing
 from .spec import BACKGROUNDS, COLOURS, KINDS, PATTERNS, Caption, Drawing, Subject
 
 __all__ = [
-    "BACKGROUNDS", "COLOURS", "FIRST_WORLD", "FULL_WORLD", "KINDS", "PATTERNS", "Caption",
-    "Drawing", "Rendering", "Subject", "WorldSettings", "caption_drawing", "render",
-    "sample_drawing",
+    "BACKGROUNDS", "COLOURS", "FIRST_WORLD", "FULL_WORLD", "KINDS", "PATTERNS",
+    "Caption", "Drawing", "Rendering", "Subject", "WorldSettings",
+    "caption_drawing", "render", "sample_drawing",
 ]  # fmt: skip

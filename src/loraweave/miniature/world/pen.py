@@ -12,6 +12,7 @@ from PIL import Image, ImageChops, ImageDraw
 from .spec import RGB
 
 Point = tuple[float, float]
+HEADROOM = 0.25  # above the unit square, for tall hats; a fraction of its side
 
 
 def shade(colour: RGB, factor: float) -> RGB:
@@ -22,24 +23,26 @@ def shade(colour: RGB, factor: float) -> RGB:
 
 
 class Pen:
-    """Draws on a square layer of `side` pixels.
+    """Draws on a layer of `side` pixels, with `head` pixels of room above the unit square.
 
     Args:
-        side: pixels a side of the layer, before reduction.
+        side: pixels a side of the unit square, before reduction.
         body, second: the two colours of the subject.
         mirrored: flip left and right.
     """
 
     def __init__(self, side: int, body: RGB, second: RGB, mirrored: bool):
         self.side, self.body_colour, self.second, self.mirrored = side, body, second, mirrored
-        self.layer = Image.new("RGBA", (side, side), (0, 0, 0, 0))
-        self.mask = Image.new("L", (side, side), 0)
+        self.head = round(HEADROOM * side)  # pixels above the unit square
+        size = (side, side + self.head)
+        self.layer = Image.new("RGBA", size, (0, 0, 0, 0))
+        self.mask = Image.new("L", size, 0)
         self._draw = ImageDraw.Draw(self.layer)
         self._mask_draw = ImageDraw.Draw(self.mask)
 
     def _at(self, point: Point) -> Point:
         x = 1 - point[0] if self.mirrored else point[0]
-        return x * self.side, point[1] * self.side
+        return x * self.side, point[1] * self.side + self.head
 
     def _box(self, x0: float, y0: float, x1: float, y1: float) -> tuple[float, float, float, float]:
         (a, b), (c, d) = self._at((x0, y0)), self._at((x1, y1))
@@ -110,13 +113,19 @@ class Pen:
             raise ValueError(f"unknown pattern {name!r}")
         if self.mirrored:
             paint = paint.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        self.layer.paste((*self.second, 255), mask=ImageChops.multiply(paint, self.mask))
+        self._lay((*self.second, 255), paint)
 
     def shadow(self):
         """A soft darkening of the body's lower edge, so that flat colours have volume."""
         ramp = np.linspace(0, 1, self.side)[:, None] ** 3 * 60
         dark = Image.fromarray(np.broadcast_to(ramp, (self.side, self.side)).astype("uint8"))
-        self.layer.paste((0, 0, 0, 255), mask=ImageChops.multiply(dark, self.mask))
+        self._lay((0, 0, 0, 255), dark)
+
+    def _lay(self, colour: tuple[int, int, int, int], where: Image.Image):
+        """Colour the body where a picture of the unit square is white."""
+        paint = Image.new("L", self.mask.size, 0)
+        paint.paste(where, (0, self.head))
+        self.layer.paste(colour, mask=ImageChops.multiply(paint, self.mask))
 
 
 def petals(n: int, cx: float, cy: float, radius: float) -> list[Point]:

@@ -40,7 +40,7 @@ def render(drawing: Drawing, width: int = 128, height: int | None = None) -> Ren
     for subject in drawing.subjects:
         side = max(8, round(subject.size * min(w, h)))
         layer = draw_subject(subject, side)
-        place = (round(subject.x * w - side / 2), round(subject.y * h - side))
+        place = (round(subject.x * w - side / 2), round(subject.y * h) - layer.height)
         canvas.paste(layer, place, layer)
         alpha = Image.new("L", (w, h), 0)
         alpha.paste(layer.getchannel("A"), place)

@@ -9,6 +9,7 @@ from .spec import ACCESSORIES, BACKGROUNDS, COLOURS, KINDS, PATTERNS, RGB, Drawi
 
 EYES: tuple[RGB, ...] = ((40, 40, 46), (60, 120, 60), (50, 110, 200), (190, 130, 30))
 
+CROWDED = 1.35  # how much larger subjects are that overlap
 # A subject's side, as a fraction of the picture's, by the number of subjects in the scene.
 SIZES = {1: (0.50, 0.72), 2: (0.36, 0.47), 3: (0.27, 0.33), 4: (0.22, 0.26), 5: (0.18, 0.21)}
 
@@ -18,15 +19,18 @@ class WorldSettings:
     """Which part of the world to draw from.
 
     `counts[i]` is the weight of scenes with i + 1 subjects; `same_kind` the probability that a
-    scene of several subjects repeats a class; `nameless` that of a body colour without a name;
-    `above` that of one subject hovering above another; `mirrored` that of a subject facing left.
+    scene of several subjects repeats a class (with three or more, as often thrice as twice);
+    `overlap` that subjects stand in each other's way; `nameless` that of a body colour without a
+    name; `above` that of one subject hovering above another; `mirrored` that of facing left.
     """
 
     kinds: tuple[str, ...] = KINDS
     backgrounds: tuple[str, ...] = BACKGROUNDS
     patterns: tuple[str, ...] = PATTERNS
     counts: tuple[float, ...] = (0.3, 0.4, 0.15, 0.1, 0.05)
+    accessories: tuple[str, ...] = ACCESSORIES
     same_kind: float = 0.2
+    overlap: float = 0.1
     nameless: float = 0.25
     patterned: float = 0.45
     accessory: float = 0.2
@@ -39,7 +43,9 @@ FIRST_WORLD = WorldSettings(
     kinds=("cat", "dog", "rabbit", "bird", "car", "flower"),
     backgrounds=("meadow", "beach", "snow", "desert"),
     counts=(0.4, 0.6),
+    accessories=("collar", "hat"),
     same_kind=0.12,
+    overlap=0.0,
     accessory=0.15,
     above=0.0,
     mirrored=0.0,
@@ -71,7 +77,7 @@ def sample_subject(rng: random.Random, kind: str, world: WorldSettings) -> Subje
     while _distance(second, body) < 110:
         second = _jitter(rng, rng.choice(list(COLOURS.values())))
     patterned = [p for p in world.patterns if p != "plain"]
-    accessory = rng.choice(ACCESSORIES) if rng.random() < world.accessory else None
+    accessory = rng.choice(world.accessories) if rng.random() < world.accessory else None
     return Subject(
         kind=kind, body=body, second=second,
         pattern=rng.choice(patterned) if rng.random() < world.patterned else "plain",
@@ -82,15 +88,30 @@ def sample_subject(rng: random.Random, kind: str, world: WorldSettings) -> Subje
 
 
 def place_subjects(
-    rng: random.Random, subjects: Sequence[Subject], above: float = 0.0, mirrored: float = 0.5
+    rng: random.Random,
+    subjects: Sequence[Subject],
+    above: float = 0.0,
+    mirrored: float = 0.5,
+    overlap: float = 0.0,
 ) -> tuple[Subject, ...]:
-    """Give each subject a place, left to right, and a size that fits their number."""
+    """Give each subject a place, left to right, and a size that fits their number.
+
+    Args:
+        rng: decides everything.
+        subjects: 1 to 5, from left to right; later ones stand in front.
+        above, mirrored, overlap: probabilities, see `WorldSettings`.
+
+    Raises:
+        ValueError: no subject, or more than 5.
+    """
     n = len(subjects)
     if not 1 <= n <= max(SIZES):
         raise ValueError(f"a scene has 1 to {max(SIZES)} subjects, not {n}")
     if n == 2 and rng.random() < above:
         return _stack(rng, subjects, mirrored)
     base, placed = rng.uniform(*SIZES[n]), []
+    if n > 1 and overlap and rng.random() < overlap:
+        base *= CROWDED
     for i, subject in enumerate(subjects):
         size = base * rng.uniform(0.93, 1.07)
         slack = max(0.0, 1 / n - size)
@@ -114,10 +135,12 @@ def sample_drawing(seed: int, world: WorldSettings = FULL_WORLD) -> Drawing:
     n = rng.choices(range(1, len(world.counts) + 1), world.counts)[0]
     if n > 1 and rng.random() < world.same_kind:
         kind = rng.choice(world.kinds)
-        kinds = [kind] * 2 + rng.sample([k for k in world.kinds if k != kind], max(0, n - 2))
+        alike = 3 if n > 2 and rng.random() < 0.5 else 2
+        others = [k for k in world.kinds if k != kind]
+        kinds = [kind] * alike + rng.sample(others, n - alike)
     else:
         kinds = rng.sample(world.kinds, n)
     rng.shuffle(kinds)
     subjects = [sample_subject(rng, kind, world) for kind in kinds]
-    placed = place_subjects(rng, subjects, world.above, world.mirrored)
+    placed = place_subjects(rng, subjects, world.above, world.mirrored, world.overlap)
     return Drawing(placed, rng.choice(world.backgrounds), rng.randrange(2**31))

@@ -23,12 +23,16 @@ COLOURS: dict[str, RGB] = {
 """The colours that captions name."""
 
 PATTERNS = ("plain", "striped", "spotted", "patched", "two-tone")
-ACCESSORIES = ("collar", "hat")
+ACCESSORIES = ("collar", "hat", "scarf")
+OWN_ACCESSORIES = ("wizard hat", "rainbow scarf")
+"""Accessories of single LoRAs, in no scene of the world."""
 KINDS = (
     "cat", "dog", "rabbit", "bird", "fish", "bear",
     "car", "boat", "house", "flower", "mushroom", "cup", "robot", "girl",
 )  # fmt: skip
 BACKGROUNDS = ("meadow", "beach", "snow", "desert", "forest", "night", "city", "room")
+OWN_BACKGROUNDS = ("candyland", "moon")
+"""Places of single LoRAs, in no scene of the world."""
 
 
 @dataclass(frozen=True)

@@ -5,21 +5,12 @@ anchors say where accessories go: the neck (a line) and the top of the head (a p
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 from PIL import Image
 
-from .pen import Pen, Point, petals, shade
+from .accessories import Anchors, wear
+from .pen import Pen, petals, shade
 from .spec import Subject
-
-
-class Anchors(NamedTuple):
-    """Where accessories go: neck from point to point, top of the head, width of the head."""
-
-    neck: tuple[Point, Point]
-    top: Point
-    width: float
-
 
 DARK = (40, 34, 36)
 NOSE = (226, 120, 130)
@@ -242,21 +233,12 @@ _DRAWERS: dict[str, Callable[[Pen, Subject], Anchors]] = {
 
 
 def draw_subject(subject: Subject, side: int) -> Image.Image:
-    """The subject alone on a transparent square of `side` pixels (RGBA)."""
+    """The subject alone on a transparent layer (RGBA) whose lower `side` pixels are its square."""
     pen = Pen(side, subject.body, subject.second, subject.mirrored)
     anchors = _DRAWERS[subject.kind](pen, subject)
     pen.shadow()
-    colour = subject.accessory_colour
-    if subject.accessory == "collar":
-        pen.line(*anchors.neck, width=0.06, colour=colour)
-        (x0, y0), (x1, y1) = anchors.neck
-        pen.ellipse((x0 + x1) / 2 + 0.03, (y0 + y1) / 2 + 0.045, 0.032, 0.032, (250, 214, 70))
-    elif subject.accessory == "hat":
-        (x, y), w = anchors.top, anchors.width
-        pen.rect(x - w / 2, y - 0.02, x + w / 2, y + 0.03, shade(colour, 0.75), 0.02)
-        pen.rect(x - w / 3.2, max(0.0, y - 0.13), x + w / 3.2, y + 0.01, colour, 0.02)
-    elif subject.accessory is not None:
-        raise ValueError(f"unknown accessory {subject.accessory!r}")
+    if subject.accessory is not None:
+        wear(pen, subject.accessory, anchors, subject.accessory_colour)
     if subject.kind == "cup":  # the hole of the handle shows what is behind
         _punch_black(pen.layer)
     return pen.layer
