@@ -272,7 +272,7 @@ def test_bad_settings(bad, reason):
 def test_bad_input(pipe, folder, tmp_path):
     out = tmp_path / "cat.safetensors"
     for name in ("trigger", "class_noun"):
-        with pytest.raises(TrainingError, match="must not be empty"):
+        with pytest.raises(TrainingError, match="go together"):
             train(pipe, folder, out, **{name: "  "})
     with pytest.raises(TrainingError, match=r"\.safetensors"):
         train(pipe, folder, tmp_path / "cat.bin")
@@ -354,3 +354,20 @@ def test_the_crop_is_from_the_centre(tmp_path):
     wide.paste("white", (30, 0, 60, 30))
     wide.save(tmp_path / "a.png")
     assert np.asarray(load_picture(tmp_path / "a.png", 30, 30)).min() > 200
+
+
+def test_a_style_needs_captions_and_no_trigger(pipe, folder, tmp_path):
+    with pytest.raises(TrainingError, match="every picture needs a caption"):
+        train(pipe, folder, tmp_path / "style.safetensors", trigger="", class_noun="")
+    for picture in folder.iterdir():
+        picture.with_suffix(".txt").write_text("a cat in the snow")
+    out = tmp_path / "style.safetensors"
+    train(pipe, folder, out, trigger="", class_noun="", format="diffusers")
+    report = inspect_lora(out)
+    assert report.kind == "diffusers"
+    assert report.trigger_words == ["a cat in the snow"]  # a hint, as in other files
+    with pytest.raises(TrainingError, match="prior preservation needs them"):
+        train(
+            pipe, folder, out, trigger="", class_noun="",
+            settings=TrainSettings(steps=1, prior=1.0),
+        )  # fmt: skip

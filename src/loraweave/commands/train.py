@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -16,9 +16,13 @@ from .job import load_model
 
 def train(
     folder: Annotated[Path, typer.Argument(help="Pictures, each with an optional .txt caption.")],
-    trigger: Annotated[str, typer.Option(help="The word that shall stand for the subject.")],
-    class_noun: Annotated[str, typer.Option("--class", help="What the subject is, e.g. cat.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The .safetensors to write.")],
+    trigger: Annotated[
+        str, typer.Option(help="The word that shall stand for the subject; none for a style.")
+    ] = "",
+    class_noun: Annotated[
+        str, typer.Option("--class", help="What the subject is, e.g. cat; none for a style.")
+    ] = "",
     base: Annotated[str, typer.Option(help="As for `generate`.")] = MINIATURE,
     rank: Annotated[int | None, typer.Option(help="Of every update.", show_default="8")] = None,
     alpha: Annotated[float | None, typer.Option(show_default="the rank")] = None,
@@ -54,15 +58,18 @@ def train(
     preview_every: Annotated[
         int | None, typer.Option(help="Steps; 0 for none.", show_default="0")
     ] = None,
+    format: Annotated[
+        Literal["kohya", "diffusers"], typer.Option(help="Names in the file.")
+    ] = "kohya",
     resume: Annotated[bool, typer.Option(help="Go on from an interrupted run.")] = True,
     dtype: options.Precision = "float32",
     device: options.Device = None,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Train a LoRA of one subject from a folder of pictures."""
+    """Train a LoRA of one subject, or of a style, from a folder of pictures."""
     from ..train import TrainSettings, train_lora
-    from ..train.data import find_examples
+    from ..train.inputs import checked_examples
 
     given = {
         "rank": rank, "alpha": alpha, "learning_rate": learning_rate, "steps": steps,
@@ -73,12 +80,12 @@ def train(
     }  # fmt: skip
     settings = TrainSettings(**{key: value for key, value in given.items() if value is not None})
     _check_output(out)
-    find_examples(folder)
+    checked_examples(folder, trigger, class_noun, settings)
     # The updates and the frozen model stay float32; `dtype` is that of the forward pass.
     pipe = load_model(base, "float32", device)
     report = train_lora(
         pipe, folder, trigger=trigger, class_noun=class_noun, out=out, settings=settings,
-        resume=resume, progress=not quiet and sys.stderr.isatty(),
+        format=format, resume=resume, progress=not quiet and sys.stderr.isatty(),
     )  # fmt: skip
     if as_json:
         data = {

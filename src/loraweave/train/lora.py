@@ -1,4 +1,5 @@
-"""Training a LoRA of one subject from a folder of pictures (DreamBooth with low-rank updates)."""
+"""Training a LoRA from a folder of pictures: one subject (DreamBooth with low-rank updates) or,
+with captions and without a trigger, a style."""
 
 import time
 from collections import Counter
@@ -15,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from loraweave.errors import TrainingError
-from loraweave.lora.save import lora_metadata, save_lora
+from loraweave.lora.save import Format, lora_metadata, save_lora
 from loraweave.train.inputs import Inputs, prepare
 from loraweave.train.loss import Batches, denoising_loss, training_scheduler
 from loraweave.train.prior import draw, save_png
@@ -49,16 +50,17 @@ def train_lora(
     pipe: Any,
     folder: str | Path,
     *,
-    trigger: str,
-    class_noun: str,
+    trigger: str = "",
+    class_noun: str = "",
     out: str | Path,
     settings: TrainSettings | None = None,
+    format: Format = "kohya",
     resume: bool = True,
     progress: bool = True,
     date: str | None = None,
     on_step: Callable[[int, float], None] | None = None,
 ) -> TrainReport:
-    """Train a LoRA on a folder of pictures and write it with kohya's names.
+    """Train a LoRA on a folder of pictures and write it.
 
     The pipeline is left exactly as it was, also when an exception or Ctrl-C ends the run. An
     interrupted run goes on from its last checkpoint when it is called again in the same way.
@@ -67,11 +69,13 @@ def train_lora(
         pipe: any StableDiffusionPipeline, on any device, without LoRA layers.
         folder: pictures, each with an optional .txt caption beside it; without one the caption is
             "a <trigger> <class noun>".
-        trigger: the word that shall stand for the subject.
+        trigger: the word that shall stand for the subject; with the class noun it may be empty
+            when every picture has a caption, as for a style.
         class_noun: what the subject is.
         out: the file to write, ending in .safetensors. Beside it: `<out>.state` until the run is
             complete, and the folders `<stem>-preview` and `<stem>-class`.
         settings: see `TrainSettings`.
+        format: names in the file: "kohya" for A1111 and ComfyUI, or "diffusers".
         resume: go on from `<out>.state` if it is there; otherwise it is deleted.
         progress: show a progress bar on stderr.
         date: ISO 8601, for the file's metadata.
@@ -134,6 +138,7 @@ def train_lora(
         rank=settings.rank,
         alpha=settings.scale_alpha,
         metadata=_metadata(pipe, inputs, settings, out.stem, trigger, class_noun, date),
+        format=format,
     )
     checkpoint.unlink(missing_ok=True)
     return TrainReport(settings.steps, seconds, losses, out)
@@ -233,15 +238,16 @@ def _metadata(
     date: str | None,
 ) -> dict[str, str]:
     """Header texts of the finished file."""
+    phrase = f"{trigger} {class_noun}".strip()
     tags = Counter(tag.strip() for caption in inputs.captions for tag in caption.split(","))
     texts = lora_metadata(
         title=title,
-        trigger_phrase=f"{trigger} {class_noun}",
+        trigger_phrase=phrase,
         resolution=inputs.size,
         learning_rate=settings.learning_rate,
         images=len(inputs.captions),
         steps=settings.steps,
-        tag_frequency={f"1_{trigger} {class_noun}": dict(tags)},
+        tag_frequency={f"1_{phrase}": dict(tags)},
         base_version="sd_v2" if pipe.unet.config.cross_attention_dim == 1024 else "sd_v1",
         prediction_type=pipe.scheduler.config.get("prediction_type", "epsilon"),
         date=date,
