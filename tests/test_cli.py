@@ -422,7 +422,11 @@ class TestTrain:
         refused(run("train", tmp_path / "empty", *good), "No pictures", folder=out)
         refused(run("train", tmp_path / "missing", *good), "No folder", folder=out)
         refused(run("train", tmp_path / "empty", *good, "--rank", 0), "rank", folder=out)
-        refused(run("train", tmp_path / "empty", *good[2:]), "--trigger", folder=out)
+        refused(run("train", tmp_path / "empty", *good[2:]), "trigger", "together", folder=out)
+        run("miniature", "draw", "-o", tmp_path / "cats", "--count", 2, "--size", 32)
+        for caption in (tmp_path / "cats").glob("*.txt"):
+            caption.unlink()
+        refused(run("train", tmp_path / "cats", *good[4:]), "caption", "00000.png", folder=out)
         for path in ("cat.bin", "missing/cat.safetensors", "."):
             result = run("train", tmp_path / "empty", *self.options(base_folder, out / path))
             refused(result, "out", folder=out)

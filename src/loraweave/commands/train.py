@@ -69,7 +69,7 @@ def train(
 ) -> None:
     """Train a LoRA of one subject, or of a style, from a folder of pictures."""
     from ..train import TrainSettings, train_lora
-    from ..train.data import find_examples
+    from ..train.inputs import checked_examples
 
     given = {
         "rank": rank, "alpha": alpha, "learning_rate": learning_rate, "steps": steps,
@@ -80,7 +80,7 @@ def train(
     }  # fmt: skip
     settings = TrainSettings(**{key: value for key, value in given.items() if value is not None})
     _check_output(out)
-    find_examples(folder)
+    checked_examples(folder, trigger, class_noun, settings)
     # The updates and the frozen model stay float32; `dtype` is that of the forward pass.
     pipe = load_model(base, "float32", device)
     report = train_lora(

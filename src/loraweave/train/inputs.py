@@ -49,6 +49,29 @@ class Inputs:
     fingerprint: dict[str, Any]
 
 
+def checked_examples(
+    folder: str | Path, trigger: str, class_noun: str, settings: TrainSettings
+) -> list[Example]:
+    """The pictures of a folder, if they and the words go together; needs no model.
+
+    Raises:
+        TrainingError: see `train_lora`.
+    """
+    if bool(trigger) != bool(class_noun) or (settings.prior and not class_noun):
+        raise TrainingError(
+            "The trigger and the class noun go together, and prior preservation needs them: give "
+            "for example 'sks' and 'cat'; leave out both for a style, with a caption beside "
+            "every picture."
+        )
+    examples = find_examples(folder)
+    if not trigger and (bare := [e.path.name for e in examples if e.caption is None]):
+        raise TrainingError(
+            f"Without a trigger every picture needs a caption, but {len(bare)} have none, for "
+            f"example {bare[0]}. Put a .txt file beside it, or give a trigger and a class noun."
+        )
+    return examples
+
+
 def prepare(
     pipe: Any,
     folder: str | Path,
@@ -59,24 +82,13 @@ def prepare(
     bar: Progress,
 ) -> Inputs:
     """Check and read everything; see `train_lora` for the arguments and errors."""
-    if bool(trigger) != bool(class_noun) or (settings.prior and not class_noun):
-        raise TrainingError(
-            "The trigger and the class noun go together, and prior preservation needs them: give "
-            "for example 'sks' and 'cat'; leave out both for a style, with a caption beside "
-            "every picture."
-        )
+    examples = checked_examples(folder, trigger, class_noun, settings)
     if pipe.unet.config.in_channels != pipe.vae.config.latent_channels:
         raise TrainingError(
             f"The denoiser reads {pipe.unet.config.in_channels} channels, but the VAE makes "
             f"{pipe.vae.config.latent_channels}: inpainting models cannot be trained."
         )
     size = picture_size(pipe, settings.size)
-    examples = find_examples(folder)
-    if not trigger and (bare := [e.path.name for e in examples if e.caption is None]):
-        raise TrainingError(
-            f"Without a trigger every picture needs a caption, but {len(bare)} have none, for "
-            f"example {bare[0]}. Put a .txt file beside it, or give a trigger and a class noun."
-        )
     prompt = f"a {trigger} {class_noun}" if trigger else str(examples[0].caption)
     class_prompt = f"a {class_noun}".strip()
     captions = [example.caption or prompt for example in examples]
