@@ -19,6 +19,7 @@ from loraweave import METHODS, compose
 from loraweave.cli import app
 from loraweave.commands.options import read_loras, read_seeds, read_settings
 from loraweave.errors import LoraError, MethodError, SceneError
+from loraweave.miniature.world.styles import in_style
 from loraweave.output import read_png_record
 from loraweave.scene import LoraRef
 from tiny import tiny_pipeline
@@ -452,9 +453,21 @@ class TestMiniatureDraw:
     def test_refused(self, out):
         result = run("miniature", "draw", "-o", out / "a.png", "--concept", "whitecat")
         refused(result, "whitecat", "blackcat", folder=out)
+        result = run("miniature", "draw", "-o", out / "a.png", "--style", "oil")
+        refused(result, "oil", "pencil", folder=out)
         refused(run("miniature", "draw", "-o", out / "no" / "a"), "does not exist", folder=out)
         refused(run("miniature", "draw", "-o", out / "no" / "a.png"), "not exist", folder=out)
         refused(run("miniature", "draw", "-o", out / "a.png", "--count", 0), "count", folder=out)
+
+    def test_style(self, out):
+        options = ["--count", 1, "--size", 32, "--seed", 4]
+        for folder, more in (("plain", []), ("sepia", ["--style", "sepia"])):
+            result = run("miniature", "draw", "-o", out / folder, *options, *more)
+            assert result.exit_code == 0, result.stderr
+        with Image.open(out / "plain" / "00000.png") as plain:
+            expected = in_style(plain, "sepia")
+        with Image.open(out / "sepia" / "00000.png") as drawn:
+            assert drawn.tobytes() == expected.tobytes()
 
 
 class TestReading:

@@ -36,8 +36,11 @@ def draw(
 ) -> None:
     """Draw scenes of the world: a grid, or a folder with captions that `train` reads."""
     from ..evaluate.figures import labelled_grid
+    from ..miniature.world.styles import STYLES, in_style
     from ..output import check_output_path
 
+    if style is not None and style not in STYLES:
+        raise SceneError(f"no style {style!r}; there are: {', '.join(STYLES)}")
     grid = out.suffix.lower() == ".png"
     if grid:
         check_output_path(out)
@@ -47,10 +50,6 @@ def draw(
         raise SceneError(f"the folder {out.parent} does not exist or cannot be written")
     images, captions = _drawn(concept, count, size, seed)
     if style is not None:
-        from ..miniature.world.styles import STYLES, in_style
-
-        if style not in STYLES:
-            raise SceneError(f"no style {style!r}; there are: {', '.join(STYLES)}")
         images = [in_style(image, style) for image in images]
     paths = [out]
     if grid:

@@ -14,6 +14,12 @@ class Anchors(NamedTuple):
     top: Point
     width: float
 
+    @property
+    def knot(self) -> Point:
+        """Where the end of a scarf hangs from the neck."""
+        (x0, y0), (x1, y1) = self.neck
+        return x0 + 0.3 * (x1 - x0), y0 + 0.3 * (y1 - y0)
+
 
 GOLD = (250, 214, 70)
 
@@ -31,9 +37,8 @@ def _hat(p: Pen, at: Anchors, colour: RGB) -> None:
 
 
 def _scarf(p: Pen, at: Anchors, colour: RGB) -> None:
-    (x0, y0), (x1, y1) = at.neck
     p.line(*at.neck, width=0.105, colour=colour)
-    x, y = x0 + 0.3 * (x1 - x0), y0 + 0.3 * (y1 - y0)
+    x, y = at.knot
     p.rect(x - 0.045, y, x + 0.045, min(0.99, y + 0.24), shade(colour, 0.85), 0.02)
 
 
@@ -53,7 +58,7 @@ def _rainbow_scarf(p: Pen, at: Anchors, colour: RGB) -> None:
     for i, band in enumerate(bands):
         shift = (i - 2) * 0.03
         p.line((x0, y0 + shift), (x1, y1 + shift), width=0.034, colour=band)
-    x, y = x0 + 0.3 * (x1 - x0), y0 + 0.3 * (y1 - y0)
+    x, y = at.knot
     for i, band in enumerate(bands):
         low = y + 0.05 + 0.055 * i
         if low < 0.97:
