@@ -9,17 +9,21 @@ KINDS = {"blackcat": "cat", "golddog": "dog"}
 LENIENT = Thresholds({}, 0.0)
 
 
+def half_alike(one: str, other: str, kind: str) -> float:
+    return 0.5
+
+
 def seen(kind: str, **similarities: float) -> Instance:
     known = {"blackcat": 0.1, "tigercat": 0.1, "golddog": 0.1} | similarities
     return Instance(kind, (0, 0, 1, 1), 0.1, known)
 
 
 def outcomes(instances, kinds=KINDS, thresholds=LENIENT):
-    return dict(decide(instances, kinds, thresholds).outcomes)
+    return dict(decide(instances, kinds, thresholds, half_alike).outcomes)
 
 
 def test_both_right():
-    verdict = decide([seen("cat", blackcat=0.9), seen("dog", golddog=0.9)], KINDS, LENIENT)
+    verdict = decide([seen("cat", blackcat=0.9), seen("dog", golddog=0.9)], KINDS, LENIENT, half_alike)
     assert verdict.success
     assert verdict.right == 2
     assert "blackcat right" in verdict.sentence()
@@ -39,22 +43,31 @@ def test_swapped_when_nearest_to_another_concept_of_the_scene():
     assert found == {"blackcat": "swapped", "golddog": "right"}
 
 
-def test_blended_when_it_is_neither():
-    strict = Thresholds({"golddog": 0.8}, 0.05)
-    dog = seen("dog", golddog=0.9)
-    between = [seen("cat", golddog=0.6, blackcat=0.5), dog]
-    assert outcomes(between, thresholds=strict)["blackcat"] == "blended"
-    coat = [seen("cat", golddog=0.85, blackcat=0.5), dog]
-    assert outcomes(coat, thresholds=strict)["blackcat"] == "swapped"
+@pytest.mark.parametrize(
+    ("own", "other", "outcome"),
+    [
+        (0.9, 0.6, "right"),  # a lead of (.9 - .6) / (1 - .5) = .6
+        (0.9, 0.7, "blended"),  # .4
+        (0.7, 0.9, "blended"),  # -.4
+        (0.6, 0.9, "swapped"),  # -.6
+    ],
+)
+def test_a_lead_counts_in_units_of_the_distance_of_both(own, other, outcome):
+    found = [seen("cat", blackcat=own, golddog=other), seen("dog", golddog=0.9)]
+    assert outcomes(found, thresholds=Thresholds({}, 0.5))["blackcat"] == outcome
 
 
-def test_blended_under_its_own_floor_or_without_a_lead():
+def test_blended_under_its_own_floor():
     strict = Thresholds({"blackcat": 0.8}, 0.05)
-    dog = seen("dog", golddog=0.9)
-    assert outcomes([seen("cat", blackcat=0.7), dog], thresholds=strict)["blackcat"] == "blended"
-    close = seen("cat", blackcat=0.9, golddog=0.87)
-    assert outcomes([close, dog], thresholds=strict)["blackcat"] == "blended"
-    assert outcomes([close, dog])["blackcat"] == "right"
+    found = [seen("cat", blackcat=0.7), seen("dog", golddog=0.9)]
+    assert outcomes(found, thresholds=strict)["blackcat"] == "blended"
+    assert outcomes(found)["blackcat"] == "right"
+
+
+def test_concepts_that_look_the_same_leave_the_lead_finite():
+    instances = [seen("cat", blackcat=0.9, golddog=0.89), seen("dog", golddog=0.9)]
+    same = decide(instances, KINDS, Thresholds({}, 0.5), lambda *_: 1.0)
+    assert same.outcomes["blackcat"] == "blended"
 
 
 def test_a_third_concepts_looks_are_not_right():

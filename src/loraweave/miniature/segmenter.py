@@ -38,7 +38,7 @@ class Segmenter(nn.Module):
         channels: widths at a half, a quarter, an eighth and a sixteenth of the resolution.
     """
 
-    def __init__(self, classes: int, channels: tuple[int, ...] = (16, 32, 64, 96)):
+    def __init__(self, classes: int, channels: tuple[int, ...] = (16, 40, 96, 160)):
         super().__init__()
         self.stem = nn.Conv2d(3, channels[0], 5, 2, 2)
         self.down = nn.ModuleList(

@@ -60,7 +60,12 @@ class Judge:
     def examine(self, image: Image.Image, concepts: Sequence[str]) -> Verdict:
         """Judge a picture that should show these concepts and no other subject."""
         kinds = {name: KNOWN[name].kind for name in concepts}
-        return decide(self.instances(image, len(kinds)), kinds, self.thresholds)
+        return decide(self.instances(image, len(kinds)), kinds, self.thresholds, self.alike)
+
+    def alike(self, one: str, other: str, kind: str) -> float:
+        """Cosine between the looks of two concepts on a class, in [-1, 1]."""
+        looks = self.looks[kind]
+        return float(looks[self.concepts.index(one)] @ looks[self.concepts.index(other)])
 
     @torch.no_grad()
     def identify(

@@ -4,12 +4,13 @@ For each concept of a scene: right when its class has exactly as many instances 
 concepts of that class and the instance assigned to it has it as its nearest concept; missing with
 too few instances of the class; duplicated with too many; swapped when the nearest concept is
 another one of the scene; blended when it is too unlike itself or too like another concept of the
-scene. Where both could be said, it is swapped if it is as much the other one as that one's LoRA
-makes it alone, and blended if it is neither.
+scene. How much it is one of two is measured by its lead: the difference of its similarities to
+both over the distance of both, which is 1 for the one, -1 for the other and 0 for half of each.
+From `least_lead` on it is itself, down to -`least_lead` neither, below that the other one.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -89,8 +90,14 @@ class Thresholds:
     least_lead: float
 
 
+LEAST_DISTANCE = 0.05
+"""Of two concepts' looks, so that a lead over one that looks the same stays finite."""
+Alike = Callable[[str, str, str], float]
+"""Cosine between the looks of two concepts (first and second) on a class (third)."""
+
+
 def decide(
-    instances: Sequence[Instance], kinds: Mapping[str, str], thresholds: Thresholds
+    instances: Sequence[Instance], kinds: Mapping[str, str], thresholds: Thresholds, alike: Alike
 ) -> Verdict:
     """Judge a picture.
 
@@ -98,6 +105,7 @@ def decide(
         instances: what is in it.
         kinds: class of each concept of the scene.
         thresholds: fixed with the judge.
+        alike: how alike two concepts look on a class.
     """
     counts = Counter(kinds.values())
     outcomes: dict[str, str] = {}
@@ -110,21 +118,26 @@ def decide(
             continue
         cost = np.array([[-i.similarities[name] for i in found] for name in members])
         for row, column in zip(*linear_sum_assignment(cost)):
-            outcomes[members[row]] = _identity(members[row], found[column], kinds, thresholds)
+            rivals = [other for other in kinds if other != members[row]]
+            outcomes[members[row]] = _identity(
+                members[row], found[column], rivals, thresholds, alike
+            )
     return Verdict(tuple(instances), {name: outcomes[name] for name in kinds})
 
 
 def _identity(
-    name: str, instance: Instance, kinds: Mapping[str, str], thresholds: Thresholds
+    name: str, instance: Instance, rivals: Sequence[str], thresholds: Thresholds, alike: Alike
 ) -> str:
-    own = instance.similarities[name]
-    rivals = {n: instance.similarities[n] for n in kinds if n != name}
-    rival = max(rivals, key=lambda n: rivals[n], default=None)
-    if rival is not None and rivals[rival] > own:
-        like_it = rivals[rival] >= thresholds.least_similarity.get(rival, 0.0)
-        return "swapped" if like_it else "blended"
-    lead = own - max(rivals.values(), default=-1.0)
-    if own < thresholds.least_similarity.get(name, 0.0) or lead < thresholds.least_lead:
+    similarity = instance.similarities
+    leads = [
+        (similarity[name] - similarity[rival])
+        / max(1 - alike(name, rival, instance.kind), LEAST_DISTANCE)
+        for rival in rivals
+    ]
+    lead = min(leads, default=1.0)
+    if lead < -thresholds.least_lead:
+        return "swapped"
+    if lead < thresholds.least_lead or similarity[name] < thresholds.least_similarity.get(name, 0):
         return "blended"
     # Nearest among all known concepts, too: a third one's looks are nobody's here.
     return "right" if instance.nearest == name else "blended"

@@ -24,10 +24,12 @@ from ..judge.judge import Judge
 from ..judge.verdict import Thresholds
 from ..segmenter import SIDE, Segmenter
 from ..world import BACKGROUNDS, WorldSettings, render, sample_drawing
+from ..world.styles import STYLES, in_style
 from .run import Fit, Run
 
 CONCEPT_SHARE = 0.3  # of the judge's scenes show concepts instead of random subjects
-LEAST_LEAD = 0.1  # over another concept of the scene
+STYLED_SHARE = 0.08  # of all scenes are in a style
+LEAST_LEAD = 0.5  # over another concept of the scene: half of the way from half of each
 BLENDED_SHARE, BLENDED_MOST = 0.3, 0.3  # of pictures, and of another picture mixed into one
 
 
@@ -40,14 +42,17 @@ def training_scene(
     """
     rng = np.random.default_rng(seed)
     if rng.random() < concepts:
-        names = rng.choice(list(CONCEPTS), rng.integers(1, 3), replace=False).tolist()
+        number = 1 + rng.choice(len(world.counts), p=np.divide(world.counts, sum(world.counts)))
+        names = rng.choice(list(CONCEPTS), number, replace=False).tolist()
         drawn = draw_concepts(names, rng.choice(world.backgrounds), seed, SIDE)
     else:
         drawn = render(sample_drawing(seed, world), SIDE)
     classes = np.zeros((SIDE, SIDE), dtype=np.int64)
     for subject, mask in zip(drawn.drawing.subjects, drawn.masks):
         classes[mask] = 1 + world.kinds.index(subject.kind)
-    return drawn.image, classes[1::2, 1::2]
+    styled = rng.random() < STYLED_SHARE
+    image = in_style(drawn.image, rng.choice(list(STYLES))) if styled else drawn.image
+    return image, classes[1::2, 1::2]
 
 
 def scene_pool(

@@ -15,7 +15,7 @@ from ...methods import METHODS
 from ..golden import golden_blocks
 from ..judge import Judge
 from ..segmenter import Segmenter
-from ..world import FIRST_WORLD, FULL_WORLD, TAUGHT_WORLD, WorldSettings
+from ..world import CROWDED_WORLD, FIRST_WORLD, FULL_WORLD, TAUGHT_WORLD, WorldSettings
 from .base import train_base
 from .calibrate import calibrated
 from .encoder import train_encoder
@@ -72,16 +72,16 @@ class Size:
 
 _SMALL = (
     Part(FIRST_WORLD, vae_steps=2800, pool=16_000, base_steps=10_400),
-    Part(TAUGHT_WORLD, vae_steps=2200, pool=24_000, base_steps=16_000),
+    Part(TAUGHT_WORLD, vae_steps=2200, pool=24_000, base_steps=11_000),
 )
 _TRIAL = (Part(FIRST_WORLD, 2, 64, 2), Part(TAUGHT_WORLD, 2, 64, 2))
 SIZES = {
     "small": Size(
         _SMALL,
         128,
-        judge_steps=2500,
-        judge_scenes=6000,
-        encoder_steps=3000,
+        judge_steps=4500,
+        judge_scenes=8000,
+        encoder_steps=6000,
         families=2500,
         views=8,
         lora_steps=160,
@@ -164,11 +164,11 @@ def _base(
 
 def _judge(run: Run, recipe: Size, vae: AutoencoderKL) -> tuple[Judge, Segmenter]:
     """The judge, not calibrated, and the segmenter for methods that need one."""
-    world, steps, scenes = FULL_WORLD, recipe.judge_steps, recipe.judge_scenes
-    segmenter = train_segmenter(run, "judge", vae, world, steps, scenes)
-    finder = train_segmenter(run, "finder", vae, world, steps, scenes, concepts=0.0)
-    encoder = train_encoder(run, vae, world, recipe.encoder_steps, recipe.families)
-    return new_judge(segmenter, encoder, vae, world, recipe.views), finder
+    steps, scenes = recipe.judge_steps, recipe.judge_scenes
+    segmenter = train_segmenter(run, "judge", vae, CROWDED_WORLD, steps, scenes)
+    finder = train_segmenter(run, "finder", vae, CROWDED_WORLD, steps, scenes, concepts=0.0)
+    encoder = train_encoder(run, vae, FULL_WORLD, recipe.encoder_steps, recipe.families)
+    return new_judge(segmenter, encoder, vae, FULL_WORLD, recipe.views), finder
 
 
 def collect(folder: Path, judge: Judge, finder: Segmenter, pipe: StableDiffusionPipeline) -> Path:

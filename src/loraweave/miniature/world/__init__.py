@@ -2,11 +2,13 @@
 
 from .captions import caption_drawing
 from .render import Rendering, render
-from .sample import FIRST_WORLD, FULL_WORLD, TAUGHT_WORLD, WorldSettings, sample_drawing
+from .sample import (
+    CROWDED_WORLD, FIRST_WORLD, FULL_WORLD, TAUGHT_WORLD, WorldSettings, sample_drawing,
+)  # fmt: skip
 from .spec import BACKGROUNDS, COLOURS, KINDS, PATTERNS, Caption, Drawing, Subject
 
 __all__ = [
-    "BACKGROUNDS", "COLOURS", "FIRST_WORLD", "FULL_WORLD", "KINDS", "PATTERNS",
+    "BACKGROUNDS", "COLOURS", "CROWDED_WORLD", "FIRST_WORLD", "FULL_WORLD", "KINDS", "PATTERNS",
     "TAUGHT_WORLD", "Caption", "Drawing", "Rendering", "Subject", "WorldSettings",
     "caption_drawing", "render", "sample_drawing",
 ]  # fmt: skip

@@ -5,7 +5,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from .spec import ACCESSORIES, BACKGROUNDS, COLOURS, KINDS, PATTERNS, RGB, Drawing, Subject
+from .spec import (
+    ACCESSORIES, BACKGROUNDS, COLOURS, KINDS, OWN_ACCESSORIES, OWN_BACKGROUNDS, PATTERNS, RGB,
+    Drawing, Subject,
+)  # fmt: skip
 
 EYES: tuple[RGB, ...] = ((40, 40, 46), (60, 120, 60), (50, 110, 200), (190, 130, 30))
 
@@ -42,6 +45,12 @@ FULL_WORLD = WorldSettings()
 TAUGHT_WORLD = WorldSettings(counts=(0.32, 0.4, 0.18, 0.06, 0.04), mirrored=0.0)
 """What the base model learns. All face one way: where a head is to be is what a model of this
 size learns last (it draws two)."""
+CROWDED_WORLD = WorldSettings(
+    backgrounds=BACKGROUNDS + OWN_BACKGROUNDS,
+    counts=(0.2, 0.25, 0.2, 0.2, 0.15),
+    accessories=ACCESSORIES + OWN_ACCESSORIES,
+)
+"""What segmenters learn: small subjects are the hardest, and LoRAs bring places and accessories."""
 FIRST_WORLD = WorldSettings(
     kinds=("cat", "dog", "rabbit", "bird", "car", "flower"),
     backgrounds=("meadow", "beach", "snow", "desert"),
