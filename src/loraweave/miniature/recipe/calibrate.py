@@ -21,14 +21,15 @@ def calibrated(
     pictures: int,
 ) -> Judge:  # fmt: skip
     """The judge with its least similarities: the 5th percentile of each LoRA alone."""
-    least = {}
-    individuals = [name for name in loras if name in KNOWN]
+    least: dict[str, float] = run.load("calibrate") or {}
+    individuals = [name for name in loras if name in KNOWN and name not in least]
     for name in track(individuals, "miniature: calibrate", total=len(individuals)):
         found = []
         for image in drawn_alone(pipe, name, loras[name], pictures, SEED):
             instances = judge.instances(image, 1)
             found += [i.similarities[name] for i in instances if i.kind == KNOWN[name].kind]
         least[name] = float(np.percentile(found, PERCENTILE)) if found else 1.0
+        run.save("calibrate", least)
         run.log("calibrate", name=name, instances=len(found), least_similarity=least[name])
     judge.thresholds = Thresholds(least, judge.thresholds.least_lead)
     return judge
