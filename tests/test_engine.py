@@ -14,7 +14,7 @@ from loraweave.backbone.sites import cross_attention_sites
 from loraweave.denoise.composition import composition, frozen
 from loraweave.denoise.executor import executing
 from loraweave.denoise.hooks import AdapterHooks, adapter_hooks
-from loraweave.denoise.loop import StepScheduler, denoise, guided
+from loraweave.denoise.loop import Stage, StepScheduler, denoise, guided
 from loraweave.errors import MethodError
 from loraweave.layout.masks import fused, resized
 from loraweave.lora.adapter import load_adapter
@@ -84,13 +84,14 @@ def test_one_batch_equals_separate_passes(pipe, loras, halves):
         together = executor.evaluate(passes, latents(), T, halves=halves)
         for k, one in enumerate(passes):
             alone = executor.evaluate([one], latents(), T, halves=halves)
-            torch.testing.assert_close(together.noise[k], alone.noise[0], atol=1e-5, rtol=1e-5)
-            torch.testing.assert_close(together.maps[k], alone.maps[0], atol=1e-5, rtol=1e-5)
+            for both, own in zip(together, alone, strict=True):  # noise, maps
+                torch.testing.assert_close(both[0, k], own[0, 0], atol=1e-5, rtol=1e-5)
     count = 2 if halves == "both" else 1
-    assert together.noise.shape == (3, count, 4, 16, 16)
-    assert together.maps.shape == (3, count, 256, 77)
-    assert not torch.allclose(together.noise[0], together.noise[1], atol=1e-2)
-    assert not torch.allclose(together.noise[1], together.noise[2], atol=1e-2)
+    assert together.noise.shape == (1, 3, count, 4, 16, 16)
+    assert together.maps.shape == (1, 3, count, 256, 77)
+    base, a, b = together.noise[0]
+    assert not torch.allclose(base, a, atol=1e-2)
+    assert not torch.allclose(a, b, atol=1e-2)
 
 
 @torch.no_grad()
@@ -111,7 +112,7 @@ def test_each_pass_equals_a_model_with_its_adapters_in_the_weights(double, loras
         states = encoder(ids)[0]
         torch.testing.assert_close(one.states, states, atol=1e-10, rtol=0)
         expected = unet(z.expand(2, -1, -1, -1), T, encoder_hidden_states=states).sample
-        torch.testing.assert_close(found.noise[k], expected, atol=1e-9, rtol=0)
+        torch.testing.assert_close(found.noise[0, k], expected, atol=1e-9, rtol=0)
     texts = [p.text for p in passes]
     assert texts == [
         "a cat and a dog in the meadow",
@@ -127,7 +128,7 @@ def test_several_adapters_in_one_pass_are_summed(double, loras):
         a, b = passes[1].adapters[0][0], passes[2].adapters[0][0]
         weights = ((a, 0.3), (b, -0.4), (a, 0.5))  # one adapter twice: weights add up
         mixed = replace(passes[0], adapters=weights)
-        found = executor.evaluate([passes[2], mixed, passes[0]], z, T).noise[1]
+        found = executor.evaluate([passes[2], mixed, passes[0]], z, T).noise[0, 1]
     unet = with_weights(double.unet, "unet", weights)
     expected = unet(z.expand(2, -1, -1, -1), T, encoder_hidden_states=passes[0].states).sample
     torch.testing.assert_close(found, expected, atol=1e-9, rtol=0)
@@ -138,7 +139,7 @@ def test_a_style_acts_in_every_pass(double, loras):
     z = latents(dtype=torch.float64)
     prompt = "a [sks cat](a) in the meadow <lora:b:0.6>"
     with engine(double, loras, prompt) as (executor, passes):
-        found = executor.evaluate(passes, z, T).noise
+        found = executor.evaluate(passes, z, T).noise[0]
     assert [[a.name for a, _ in p.adapters] for p in passes] == [["b"], ["a", "b"]]
     for k, one in enumerate(passes):
         unet = with_weights(double.unet, "unet", one.adapters)
@@ -175,7 +176,7 @@ def test_adapters_of_the_pipeline_go_on_acting_below_the_passes(loras):
     pipe.set_adapters(["style"], [0.5])
     z = latents(dtype=torch.float64)
     with engine(pipe, {"a": loras["a"]}, "a [sks cat](a) in the meadow") as (executor, passes):
-        found = executor.evaluate(passes, z, T).noise
+        found = executor.evaluate(passes, z, T).noise[0]
     style = load_adapter("b", loras["b"], unet=plain, text_encoder=tiny_pipeline().text_encoder)
     for k, one in enumerate(passes):
         unet = with_weights(plain, "unet", (*one.adapters, (style, 0.5)))
@@ -271,7 +272,7 @@ def test_maps_are_probabilities_and_equal_a_computation_from_queries_and_keys(do
         maps = executor.evaluate(passes, z, T).maps
         for handle in handles:
             handle.remove()
-    torch.testing.assert_close(maps.sum(-1), torch.ones(3, 2, 256, dtype=torch.float64))
+    torch.testing.assert_close(maps.sum(-1), torch.ones(1, 3, 2, 256, dtype=torch.float64))
     expected = []
     for site in READ:
         heads = double.unet.get_submodule(site).heads
@@ -280,7 +281,7 @@ def test_maps_are_probabilities_and_equal_a_computation_from_queries_and_keys(do
         )  # (B, H, L or T, C / H)
         scores = torch.einsum("bhlc,bhtc->bhlt", query, key) / query.shape[-1] ** 0.5
         expected.append((scores.exp() / scores.exp().sum(-1, keepdim=True)).mean(1))
-    expected = torch.stack(expected).mean(0).unflatten(0, (3, 2))
+    expected = torch.stack(expected).mean(0).unflatten(0, (1, 3, 2))
     torch.testing.assert_close(maps, expected, atol=1e-10, rtol=0)
 
 
@@ -299,7 +300,7 @@ def test_recording_does_not_change_the_output(pipe, loras):
             plain = backbone.denoise(latents().expand(3, -1, -1, -1), T, states)
         with executing(composed) as executor:
             recorded = executor.evaluate(passes, latents(), T, halves="conditional")
-    assert torch.equal(recorded.noise[:, 0], plain)
+    assert torch.equal(recorded.noise[0, :, 0], plain)
 
 
 @torch.no_grad()
@@ -342,15 +343,31 @@ def test_an_interrupted_forward_pass_leaves_no_processor_behind(pipe, loras):
     assert not any(module._forward_hooks for module in pipe.unet.modules())
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("pass_batch", [None, 1, 4, 5])
+def test_pictures_and_rows_in_any_grouping_give_the_same(double, loras, pass_batch):
+    z = torch.cat([latents(dtype=torch.float64, seed=s) for s in (3, 4)])
+    with engine(double, loras) as (executor, passes):
+        singles = [executor.evaluate(passes, one, T) for one in z.split(1)]
+        executor.pass_batch = pass_batch
+        before = executor.calls.forward
+        both = executor.evaluate(passes, z, T)
+        calls = executor.calls.forward - before
+    for kind in (0, 1):  # noise, maps
+        expected = torch.cat([single[kind] for single in singles])
+        torch.testing.assert_close(both[kind], expected, atol=1e-10, rtol=0)
+    assert calls == {None: 1, 1: 12, 4: 3, 5: 3}[pass_batch]
+
+
 # -- gradients -------------------------------------------------------------------------------------
 
 LABELS = torch.tensor([0, 0, 0, 1, 1, 1])
 
 
 def loss_of(maps):
-    """A loss that needs the maps of all passes at once."""
-    picked = torch.cat([maps[:, -1, :, 2], maps[:, -1, :, 5]])
-    return info_nce(normalized(picked), LABELS, 0.5)
+    """A loss that needs the maps of all passes at once, by picture."""
+    picked = [torch.cat([own[:, -1, :, 2], own[:, -1, :, 5]]) for own in maps]
+    return torch.stack([info_nce(normalized(one), LABELS, 0.5) for one in picked])
 
 
 def scaled(z):
@@ -367,10 +384,22 @@ def test_gradient_equals_autograd_through_the_whole_denoiser(double, loras, mode
         maps = executor.evaluate(passes, scaled(leaf), T, halves=halves).maps  # not stopped
         value = loss_of(maps)
         expected = torch.autograd.grad(value, leaf)[0]
-    assert loss == pytest.approx(value.item(), abs=1e-10)
+    assert loss.shape == (1,)
+    torch.testing.assert_close(loss, value.detach(), atol=1e-10, rtol=0)
     assert expected.abs().max() > 1e-6
     torch.testing.assert_close(found, expected, atol=1e-8 * expected.abs().max().item(), rtol=1e-8)
     assert not found.requires_grad
+
+
+@pytest.mark.parametrize("mode", ["together", "one_by_one"])
+def test_each_picture_has_a_loss_and_a_gradient_of_its_own(double, loras, mode):
+    z = torch.cat([latents(dtype=torch.float64, seed=s) for s in (3, 4)])
+    with engine(double, loras) as (executor, passes):
+        losses, found = executor.gradient(passes, z, scaled, T, loss_of, mode=mode)
+        alone = [executor.gradient(passes, one, scaled, T, loss_of) for one in z.split(1)]
+    torch.testing.assert_close(losses, torch.cat([loss for loss, _ in alone]), atol=1e-10, rtol=0)
+    expected = torch.cat([gradient for _, gradient in alone])
+    torch.testing.assert_close(found, expected, atol=1e-8 * expected.abs().max().item(), rtol=1e-8)
 
 
 def test_gradient_equals_finite_differences(double, loras):
@@ -437,10 +466,11 @@ def test_fusing_noise_equals_fusing_latents_under_ddim(double, loras):
 
             out = executor.evaluate(stage.passes, by_latent, t)
             masks = resized(stage.masks(out, by_latent), (16, 16))
-            stepped = [scheduler.step(guided(n, 7.5), t, by_latent) for n in out.noise]
-            by_latent = fused(torch.stack(stepped), masks)
+            every = [guided(out.noise[:, k], 7.5) for k in range(3)]
+            stepped = [scheduler.step(noise, t, by_latent) for noise in every]  # as one half
+            by_latent = fused(torch.stack(stepped, 1)[:, :, None], masks)[:, 0]
     torch.testing.assert_close(by_noise, by_latent, atol=1e-10, rtol=0)
-    overlap = torch.stack(stage.trace.masks).sum(1)
+    overlap = torch.stack(stage.trace.masks).sum(2)
     assert overlap.amax() == 2, "a case without overlap would prove less"
 
 
@@ -461,24 +491,22 @@ def test_the_pipelines_scheduler_is_never_touched(pipe):
 
 @pytest.mark.parametrize("stop_at", [0, 2])
 def test_the_loop_ends_after_the_step_that_was_interrupted(pipe, stop_at):
-    class Still:
-        def __init__(self):
-            self.trace, self.seen = type("Trace", (), {"losses": []})(), []
-
-        def refine(self, z, i, t):
-            return z
+    class Still(Stage):
+        def __init__(self, scheduler):
+            super().__init__(scheduler)
+            self.seen = []
 
         def predict(self, z, i, t):
             self.seen.append(i)
             return torch.zeros_like(z)
 
-    stage, scheduler = Still(), StepScheduler(pipe.scheduler, 4, torch.device("cpu"), None)
-    denoise([stage], scheduler, latents(), interrupted=lambda: stage.seen[-1] == stop_at)
+    stage = Still(StepScheduler(pipe.scheduler, 4, torch.device("cpu"), None))
+    denoise([stage], latents(), interrupted=lambda: stage.seen[-1] == stop_at)
     assert stage.seen == list(range(stop_at + 1))
 
 
 def test_guidance():
-    noise = torch.tensor([1.0, 3.0]).view(2, 1, 1, 1)
+    noise = torch.tensor([1.0, 3.0]).view(1, 2, 1, 1, 1)
     assert guided(noise, 7.5).item() == 1 + 7.5 * 2
     assert [guided(noise, scale).item() for scale in (1, 0.5, 0)] == [3, 3, 3], "as in diffusers"
 
@@ -497,7 +525,7 @@ def test_maps_lie_as_the_latent_does(pipe, loras, h, w, row, column):
         size = executor.backbone.map_size(z)
         before, after = (executor.evaluate(passes, x, T).maps for x in (z, changed))
     assert size == (h, w)
-    change = (after - before)[1, 1].abs().sum(-1).unflatten(0, size)
+    change = (after - before)[0, 1, 1].abs().sum(-1).unflatten(0, size)
     place = divmod(change.argmax().item(), w)
     assert abs(place[0] - row) <= 1
     assert abs(place[1] - column) <= 1
@@ -509,7 +537,7 @@ def test_sizes_that_the_levels_do_not_divide(pipe, loras):
         out = executor.evaluate(passes, latents(17, 21), T)
         assert executor.backbone.map_size(latents(17, 21)) == (17, 21)
     assert out.noise.shape[-2:] == (17, 21)
-    assert out.maps.shape[2] == 17 * 21
+    assert out.maps.shape[3] == 17 * 21
 
 
 @torch.no_grad()

@@ -169,6 +169,23 @@ class TestContract:
         )
         assert torch.equal(by_generator.images, both.images)
 
+    def test_pictures_of_a_batch_are_single_pictures(self, loras, method):
+        pipe = tiny_pipeline().to(torch.float64)
+        given = {"num_images_per_prompt": 3, "num_inference_steps": 3}
+        batch, singles = (
+            draw(
+                pipe, loras, method, **given, batch_size=size,
+                generator=[seed(n) for n in (11, 12, 13)],
+            )
+            for size in (2, 1)
+        )  # fmt: skip
+        torch.testing.assert_close(batch.images, singles.images, atol=1e-8, rtol=0)
+        for one, other in zip((*batch.masks, *batch.maps), (*singles.masks, *singles.maps)):
+            torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+        assert batch.info["seeds"] == [11, 12, 13]
+        for one, other in zip(batch.info["losses"], singles.info["losses"]):
+            np.testing.assert_allclose(one, other, atol=1e-8)
+
     def test_order_of_the_lora_files_does_not_matter(self, pipe, loras, method):
         turned = dict(reversed(loras.items()))
         assert list(turned) != list(loras)
@@ -387,11 +404,11 @@ def test_number_of_updates_over_the_papers_schedule(pipe, loras, variant):
     """50 steps: one update at each of the first 25, 20 more at 0, 10 and 20."""
     with clora_stage(pipe, loras, variant=variant) as stage:
         gradients, evaluations, z = [], [], start()
-        out = Evaluation(torch.zeros(3, 2, 4, 16, 16), torch.rand(3, 2, 256, 77))
+        out = Evaluation(torch.zeros(1, 3, 2, 4, 16, 16), torch.rand(1, 3, 2, 256, 77))
 
         def gradient(passes, *_, halves, **__):
             gradients.append((len(passes), halves))
-            return 0.0, torch.zeros_like(z)
+            return torch.zeros(1), torch.zeros_like(z)
 
         def evaluate(passes, *_, **__):
             evaluations.append(len(passes))
@@ -547,7 +564,7 @@ def test_two_concepts_of_one_class_have_groups_of_their_own(pipe, loras):
 
 @pytest.mark.parametrize("variant", ["improved", "faithful"])
 def test_masks_come_from_the_own_pass_the_own_words_and_the_right_halves(pipe, loras, variant):
-    maps = torch.zeros(3, 2, 16, 16, 77)
+    maps = torch.zeros(3, 2, 16, 16, 77)  # of one picture
     half = {"un": 0, "con": 1}
     # "a sks cat and a dog ..": sks 2, cat 3, dog 6; "a cat and a zwx dog ..": zwx 5, dog 6.
     maps[1, half["con"], 0, :8, 2] = 1.0  # a's trigger
@@ -558,7 +575,7 @@ def test_masks_come_from_the_own_pass_the_own_words_and_the_right_halves(pipe, l
     maps[0, half["con"], 5, 5, :] = 1.0  # the base pass: nobody's
     maps[1, half["un"], 9, 9, 3] = 0.3  # only seen where halves are averaged
     with clora_stage(pipe, loras, variant=variant) as stage:
-        masks = stage.masks(Evaluation(None, maps.flatten(2, 3)), start())
+        (masks,) = stage.masks(Evaluation(None, maps.flatten(2, 3)[None]), start())
     found = [{tuple(p) for p in one.nonzero().tolist()} for one in masks]
     a, b = {(0, x) for x in range(8)} | {(1, 0)}, {(0, 7), (0, 8)}
     lost = {"faithful": {(1, 0)}, "improved": {(0, 7)}}[variant]
@@ -573,11 +590,11 @@ def test_masks_come_from_the_own_pass_the_own_words_and_the_right_halves(pipe, l
 
 @torch.no_grad()
 def test_loss_sees_the_mean_of_the_halves_it_is_given(pipe, loras):
-    maps = torch.rand(3, 2, 256, 77, generator=seed(3))
+    maps = torch.rand(1, 3, 2, 256, 77, generator=seed(3))
     with clora_stage(pipe, loras) as stage:
-        both, mean = stage.loss(maps), stage.loss(maps.mean(1, keepdim=True))
+        both, mean = stage.loss(maps), stage.loss(maps.mean(2, keepdim=True))
         torch.testing.assert_close(both, mean)
-        assert both != stage.loss(maps[:, 1:])
+        assert both != stage.loss(maps[:, :, 1:])
         half = stage.loss(maps.to(torch.bfloat16))
         assert half.dtype == torch.float32
         torch.testing.assert_close(half, both, atol=1e-3, rtol=0)

@@ -40,6 +40,8 @@ def compose(
     height: int | None = None,
     width: int | None = None,
     num_images_per_prompt: int = 1,
+    batch_size: int = 1,
+    pass_batch: int | None = None,
     generator: Generator = None,
     latents: Tensor | None = None,
     regions: Mapping[str, Region] | None = None,
@@ -61,7 +63,10 @@ def compose(
         num_inference_steps: denoising steps.
         guidance_scale: classifier-free guidance, as in diffusers.
         height, width: pixels; the model's own size if not given.
-        num_images_per_prompt: pictures to draw, one after the other.
+        num_images_per_prompt: pictures to draw.
+        batch_size: how many of them are drawn at the same time. A picture of a larger batch
+            differs by rounding from one drawn alone.
+        pass_batch: most rows (pictures x passes x 2) of one denoiser call; all at once if None.
         generator: one for all pictures or one for each; without it the scene's seed is used,
             counted up from picture to picture.
         latents: initial noise (num_images_per_prompt, C, h, w) instead of drawing it; standard
@@ -100,9 +105,12 @@ def compose(
     else:
         method = get_method(method, settings if isinstance(settings, MethodSettings) else
                             dict(settings or {}))  # fmt: skip
-    if scene.regions:
+    if scene.regions and method.regions == "no":
         raise MethodError(f"{method.name} takes no regions; leave them out")
     _check_output(output_type, num_images_per_prompt)
+    for name, number in (("batch_size", batch_size), ("pass_batch", pass_batch)):
+        if number is not None and number < 1:
+            raise SceneError(f"{name} is {number}; at least 1 is needed")
     backbone = StableDiffusion1(pipe)
     size = backbone.size(scene.width, scene.height)
     sources = _noise_sources(scene, generator, latents, num_images_per_prompt)
@@ -114,26 +122,29 @@ def compose(
                 f"has {shape[1:]} (channels, height, width)"
             )
 
-    images, masks, maps, losses = [], [], [], []
+    images, masks, maps, losses, notes = [], [], [], [], []
     started = time.monotonic()
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))  # methods take gradients
         stack.enter_context(_interruptible(pipe))
         adapters = stack.enter_context(gather_adapters(pipe, with_shipped_loras(scene)))
         composed = stack.enter_context(composition(scene, backbone, adapters))
-        executor = stack.enter_context(executing(composed))
+        executor = stack.enter_context(executing(composed, pass_batch))
         method.check(composed)
-        for own_generator, own_latents in sources:
-            if own_latents is None:
-                noise = backbone.noise(*size, own_generator)
-            else:
-                noise = own_latents.detach().to(backbone.device, backbone.dtype, copy=True)
-            z, trace = _draw(executor, method, scene, noise, own_generator, callback_on_step_end,
-                             progress)  # fmt: skip
+        for part in _batches(sources, batch_size):
+            noise = torch.cat([
+                backbone.noise(*size, own_generator) if own_latents is None
+                else own_latents.detach().to(backbone.device, backbone.dtype, copy=True)
+                for own_generator, own_latents in part
+            ])  # fmt: skip
+            z, trace = _draw(executor, method, scene, noise, [g for g, _ in part],
+                             callback_on_step_end, progress)  # fmt: skip
             images.append(backbone.decode(z, output_type))
-            masks.append(_stacked(trace.masks))
-            maps.append(_stacked(trace.maps))
-            losses.append(trace.losses)
+            for n in range(len(part)):
+                masks.append(_stacked([step[n] for step in trace.masks]))
+                maps.append(_stacked([step[n] for step in trace.maps]))
+                losses.append([(i, own[n].item()) for i, own in trace.losses])
+            notes += trace.notes
             if pipe._interrupt:
                 break
         calls = executor.calls
@@ -147,24 +158,27 @@ def compose(
         "loras": {n: {"sha256": a.sha256} for n, a in adapters.items()},
         "versions": versions(),
         "concepts": [concept.name for concept in scene.concepts],
-        "seeds": [_seed(scene, g) for g, _ in sources[: len(images)]],
+        "seeds": [_seed(scene, g) for g, _ in sources[: len(masks)]],
         "seconds": time.monotonic() - started,
         "calls": calls.forward,
         "rows": calls.rows,
         "backward_rows": calls.backward_rows,
         "losses": losses,
+        "notes": notes,
+        "batch_size": batch_size,
     }
     return ComposeOutput(_joined(images, output_type), masks, maps, info)
 
 
 def _draw(
     executor: Executor, method: Method, scene: Scene, noise: Tensor,
-    generator: torch.Generator | None, callback, progress: bool,
+    generators: list[torch.Generator | None], callback, progress: bool,
 ) -> tuple[Tensor, Trace]:  # fmt: skip
     pipe = executor.backbone.pipe
     scheduler = StepScheduler(
-        pipe.scheduler, scene.num_inference_steps, executor.backbone.device, generator
-    )
+        pipe.scheduler, scene.num_inference_steps, executor.backbone.device,
+        _for_scheduler(generators),
+    )  # fmt: skip
     stages = method.stages(executor.composition, executor, scheduler)
 
     def on_step(i: int, t: Tensor, z: Tensor) -> Tensor:
@@ -174,10 +188,20 @@ def _draw(
         return out.get("latents", z)
 
     z = denoise(
-        stages, scheduler, scheduler.initial(noise), on_step=on_step if callback else None,
-        interrupted=lambda: pipe._interrupt, progress=progress, description=method.name,
+        stages, scheduler.initial(noise), on_step=on_step if callback else None,
+        starting=executor.at, interrupted=lambda: pipe._interrupt, progress=progress,
+        description=method.name,
     )  # fmt: skip
     return z, stages[-1].trace
+
+
+def _batches(sources: list, size: int) -> list[list]:
+    return [sources[start : start + size] for start in range(0, len(sources), size)]
+
+
+def _for_scheduler(generators: list[torch.Generator | None]) -> Any:
+    """What `randn_tensor` takes: one generator, or one for each picture."""
+    return generators[0] if len({id(g) for g in generators}) == 1 else generators
 
 
 @contextmanager

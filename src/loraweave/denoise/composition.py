@@ -6,7 +6,7 @@ Pass 0 is the base model with the styles, pass k has concept k too.
 `P` passes, `N` concepts, `T` tokens, `D` text width.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -58,6 +58,8 @@ class Composition:
         backbone: the base model.
         concepts: in the order of the prompt.
         adapters: every LoRA of the scene by name.
+        schedules: by name of those that do not act all the time, the factor of their weight at a
+            fraction of the run in [0, 1).
     """
 
     def __init__(
@@ -68,36 +70,47 @@ class Composition:
         self.concepts: tuple[Concept, ...] = scene.concepts
         self.unet_hooks, self._text_hooks = unet_hooks, text_hooks
         self.width, self.height = backbone.size(scene.width, scene.height)
+        self.schedules: dict[str, Callable[[float], float]] = {}
         self._styles = tuple((self.adapters[s.name], s.weight) for s in scene.styles)
+
+    @property
+    def own(self) -> list[Weighted]:
+        """Each concept's adapter with its weight, in the order of the concepts."""
+        return [(self.adapters[c.name], c.weight) for c in self.concepts]
 
     def passes(self) -> list[Pass]:
         """Pass 0 without concepts, then one pass for each concept: P = N + 1."""
         prompts = pass_prompts(self.scene.parsed)
-        own = [()] + [((self.adapters[c.name], c.weight),) for c in self.concepts]
-        return self._encoded(prompts, own)
+        own = [[], *([one] for one in self.own)]
+        return [self.make_pass(prompt, one) for prompt, one in zip(prompts, own)]
 
     def merged_pass(self) -> Pass:
         """One pass with all triggers and all LoRAs."""
-        every = tuple((self.adapters[c.name], c.weight) for c in self.concepts)
-        return self._encoded([full_prompt(self.scene.parsed)], [every])[0]
+        return self.make_pass(full_prompt(self.scene.parsed), self.own)
 
     @torch.no_grad()
-    def _encoded(
-        self, prompts: Sequence[PassPrompt], own: Sequence[tuple[Weighted, ...]]
-    ) -> list[Pass]:
-        passes = []
-        for prompt, adapters in zip(prompts, own):
-            together = adapters + self._styles
-            # As in diffusers, a LoRA of the text encoder acts on the negative prompt too.
-            with self._text_hooks.rows([together] * 2):
-                states = self.backbone.encode([self.scene.negative_text, prompt.text])
-            words = Words(
-                {n: self.backbone.token_positions(prompt.text, s) for n, s in prompt.nouns.items()},
-                {n: self.backbone.token_positions(prompt.text, s)
-                 for n, s in prompt.triggers.items()},
-            )  # fmt: skip
-            passes.append(Pass(prompt.text, together, words, states))
-        return passes
+    def make_pass(
+        self, prompt: PassPrompt, adapters: Sequence[Weighted],
+        of_text: Sequence[Weighted] | None = None,
+    ) -> Pass:  # fmt: skip
+        """A text with what acts on it; the styles are added to both lists.
+
+        Args:
+            prompt: the text with its words.
+            adapters: of the denoiser.
+            of_text: of the text encoder; the same if not given.
+        """
+        acting = (*adapters, *self._styles)
+        reading = acting if of_text is None else (*of_text, *self._styles)
+        # As in diffusers, a LoRA of the text encoder acts on the negative prompt too.
+        with self._text_hooks.rows([reading] * 2):
+            states = self.backbone.encode([self.scene.negative_text, prompt.text])
+        at = self.backbone.token_positions
+        words = Words(
+            {n: at(prompt.text, span) for n, span in prompt.nouns.items()},
+            {n: at(prompt.text, span) for n, span in prompt.triggers.items()},
+        )
+        return Pass(prompt.text, acting, words, states)
 
 
 @contextmanager

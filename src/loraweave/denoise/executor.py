@@ -1,11 +1,12 @@
-"""Passes in one denoiser call, their attention maps, and gradients of those maps.
+"""Passes in few denoiser calls, their attention maps, and gradients of those maps.
 
-All passes see the same latent, so a step costs one call of (passes x halves) rows. The gradient
-of a loss over the maps is taken in one graph, or pass by pass in memory that does not grow with
-the number of passes: the loss needs all maps, but its gradient does not need all graphs. First
-all maps without a graph, then dL/dmap, then one vector-Jacobian product per pass.
+All passes of a picture see the same latent, so a step costs pictures x passes x halves rows, in
+one call or in calls of at most `pass_batch` rows. The gradient of a loss over the maps is taken in
+one graph, or pass by pass in memory that does not grow with the number of passes: the loss needs
+all maps, but its gradient does not need all graphs. First all maps without a graph, then dL/dmap,
+then one vector-Jacobian product per pass.
 
-`P` passes, `S` halves (unconditional, conditional), `L` positions, `T` tokens.
+`B` pictures, `P` passes, `S` halves (unconditional, conditional), `L` positions, `T` tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .composition import Composition, Pass
+from .hooks import Weighted
 from .recorder import recording
 
 Halves = Literal["both", "conditional"]
@@ -25,10 +27,12 @@ GradientMode = Literal["auto", "together", "one_by_one"]
 
 LARGEST_JOINT_GRAPH = 8192
 """Rows times latent cells up to which one graph for all passes is cheaper than recomputing."""
+Loss = Callable[[Tensor], Tensor]
+"""From maps (B, P, S, L, T) to one loss a picture (B,), which sees that picture's maps only."""
 
 
 class Evaluation(NamedTuple):
-    """Noise (P, S, C, h, w) and maps (P, S, L, T) of some passes; None where not asked for."""
+    """Noise (B, P, S, C, h, w) and maps (B, P, S, L, T); None where not asked for."""
 
     noise: Tensor | None
     maps: Tensor | None
@@ -44,23 +48,28 @@ class Calls:
 
 
 class Executor:
-    """Evaluates passes of a composition; use inside `executing`."""
+    """Evaluates passes of a composition; use inside `executing`.
 
-    def __init__(self, composition: Composition, recorder):
+    Attributes:
+        calls: how much work was done so far.
+        fraction: of the run that is over, in [0, 1); decides which scheduled LoRAs act.
+    """
+
+    def __init__(self, composition: Composition, recorder, pass_batch: int | None = None):
         self.composition, self._recorder = composition, recorder
-        self.backbone = composition.backbone
-        self.calls = Calls()
+        self.backbone, self.pass_batch = composition.backbone, pass_batch
+        self.calls, self.fraction = Calls(), 0.0
 
     def evaluate(
         self,
         passes: Sequence[Pass],
-        latents: Float[Tensor, "1 C h w"],
+        latents: Float[Tensor, "B C h w"],
         t: Tensor,
         *,
         halves: Halves = "both",
         maps_only: bool = False,
     ) -> Evaluation:
-        """All passes on one latent, in one call.
+        """All passes on the latents of each picture.
 
         Args:
             passes: what to evaluate.
@@ -70,74 +79,90 @@ class Executor:
             maps_only: stop after the last recorded layer; no noise then.
         """
         states = torch.stack([p.states if halves == "both" else p.states[1:] for p in passes])
-        count = states.shape[1]  # S
-        adapters = [p.adapters for p in passes for _ in range(count)]
-        rows = latents.expand(len(adapters), -1, -1, -1)
-        self.calls.forward += 1
-        self.calls.rows += len(adapters)
-        noise = None
-        with self.composition.unet_hooks.rows(adapters):
-            if maps_only:
-                with self._recorder.stopping_early():
-                    self.backbone.denoise(rows, t, states.flatten(0, 1))
-            else:
-                noise = self.backbone.denoise(rows, t, states.flatten(0, 1))
-                noise = noise.unflatten(0, (len(passes), count))
-        maps = self._recorder.take().unflatten(0, (len(passes), count))
-        return Evaluation(noise, maps)
+        shape = (len(latents), *states.shape[:2])  # (B, P, S)
+        adapters = [a for p in passes for a in [self.acting(p)] * shape[2]] * shape[0]
+        texts = states.flatten(0, 1).repeat(shape[0], 1, 1)
+        rows = latents.repeat_interleave(shape[1] * shape[2], 0)
+        size = self.pass_batch or len(rows)
+        noises, maps = [], []
+        for start in range(0, len(rows), size):
+            part = slice(start, start + size)
+            self.calls.forward += 1
+            self.calls.rows += len(rows[part])
+            with self.composition.unet_hooks.rows(adapters[part]):
+                if maps_only:
+                    with self._recorder.stopping_early():
+                        self.backbone.denoise(rows[part], t, texts[part])
+                else:
+                    noises.append(self.backbone.denoise(rows[part], t, texts[part]))
+            maps.append(self._recorder.take())
+        noise = None if maps_only else torch.cat(noises).unflatten(0, shape)
+        return Evaluation(noise, torch.cat(maps).unflatten(0, shape))
+
+    def at(self, fraction: float) -> None:
+        """Say which fraction of the run is over, for LoRAs that act only for a while."""
+        self.fraction = fraction
+
+    def acting(self, one: Pass) -> list[Weighted]:
+        """The pass's adapters with their weights at this time of the run."""
+        schedules = self.composition.schedules
+        return [(a, w * schedules[a.name](self.fraction)) if a.name in schedules else (a, w)
+                for a, w in one.adapters]  # fmt: skip
 
     def gradient(
         self,
         passes: Sequence[Pass],
-        latents: Float[Tensor, "1 C h w"],
+        latents: Float[Tensor, "B C h w"],
         scale: Callable[[Tensor], Tensor],
         t: Tensor,
-        loss: Callable[[Tensor], Tensor],
+        loss: Loss,
         *,
         halves: Halves = "conditional",
         mode: GradientMode = "auto",
-    ) -> tuple[float, Tensor]:
-        """Loss of the maps, and its gradient with respect to the latents.
+    ) -> tuple[Float[Tensor, " B"], Float[Tensor, "B C h w"]]:
+        """The loss of each picture's maps, and its gradient with respect to its latents.
 
         Args:
             passes: whose maps the loss sees.
             latents: where the gradient is taken.
             scale: the scheduler's `scale_model_input` at this step.
             t: timestep.
-            loss: from maps (P, S, L, T) to a scalar.
+            loss: of the maps.
             halves: which rows the maps come from.
-            mode: one graph for all passes, one at a time, or whichever suits the size.
+            mode: one graph for everything, one pass of one picture at a time, or whichever suits
+                the size.
         """
+        count = len(latents) * len(passes) * (2 if halves == "both" else 1)
         if mode == "auto":
             cells = latents.shape[-1] * latents.shape[-2]
-            count = len(passes) * (2 if halves == "both" else 1)
             mode = "together" if count * cells <= LARGEST_JOINT_GRAPH else "one_by_one"
-        self.calls.backward_rows += len(passes) * (2 if halves == "both" else 1)
+        self.calls.backward_rows += count
         latents = latents.detach()
+
+        def maps_of(some: Sequence[Pass], z: Tensor) -> Tensor:
+            return _maps(self.evaluate(some, scale(z), t, halves=halves, maps_only=True))
+
         if mode == "together":
-            return self._joint_gradient(passes, latents, scale, t, loss, halves)
-        with torch.no_grad():
-            maps = torch.cat([
-                _maps(self.evaluate([p], scale(latents), t, halves=halves, maps_only=True))
-                for p in passes
-            ])  # fmt: skip
-        with torch.enable_grad():
-            value = loss(maps.requires_grad_())
-        pull = torch.autograd.grad(value, maps)[0]
-        total = torch.zeros_like(latents)
-        for one, own_pull in zip(passes, pull.split(1)):
             with torch.enable_grad():
                 leaf = latents.clone().requires_grad_()
-                own = _maps(self.evaluate([one], scale(leaf), t, halves=halves, maps_only=True))
-            total += torch.autograd.grad(own, leaf, own_pull)[0]
-        return value.item(), total
-
-    def _joint_gradient(self, passes, latents, scale, t, loss, halves) -> tuple[float, Tensor]:
+                values = loss(maps_of(passes, leaf))
+                gradient = torch.autograd.grad(values.sum(), leaf)[0]
+            return values.detach(), gradient
+        with torch.no_grad():
+            maps = torch.stack([
+                torch.cat([maps_of([p], z)[0] for p in passes]) for z in latents.split(1)
+            ])  # fmt: skip
         with torch.enable_grad():
-            leaf = latents.clone().requires_grad_()
-            maps = self.evaluate(passes, scale(leaf), t, halves=halves, maps_only=True).maps
-            value = loss(maps)
-        return value.item(), torch.autograd.grad(value, leaf)[0]
+            values = loss(maps.requires_grad_())
+            pull = torch.autograd.grad(values.sum(), maps)[0]
+        total = torch.zeros_like(latents)
+        for b, own in enumerate(latents.split(1)):
+            for k, one in enumerate(passes):
+                with torch.enable_grad():
+                    leaf = own.clone().requires_grad_()
+                    found = maps_of([one], leaf)[0, 0]
+                total[b] += torch.autograd.grad(found, leaf, pull[b, k])[0][0]
+        return values.detach(), total
 
 
 def _maps(evaluation: Evaluation) -> Tensor:
@@ -146,7 +171,12 @@ def _maps(evaluation: Evaluation) -> Tensor:
 
 
 @contextmanager
-def executing(composition: Composition) -> Iterator[Executor]:
-    """An executor that records the backbone's reading sites; processors come back on exit."""
+def executing(composition: Composition, pass_batch: int | None = None) -> Iterator[Executor]:
+    """An executor that records the backbone's reading sites; processors come back on exit.
+
+    Args:
+        composition: what is evaluated.
+        pass_batch: most rows of one denoiser call; all at once if None.
+    """
     with recording(composition.backbone.sites) as recorder:
-        yield Executor(composition, recorder)
+        yield Executor(composition, recorder, pass_batch)

@@ -6,7 +6,13 @@ added here, by forward hooks on the plain linear and convolution layers. The mod
 changed: taking the hooks away is all the undoing there is, and adapters that the user has loaded
 through diffusers keep acting on all rows, as part of the base.
 
-`R` rows of the batch.
+A LoRA may be confined to a part of the picture: then its residual is multiplied by a mask, resized
+to the layer's own resolution by area. Layers without a place of their own need more: the time
+projection of a residual block is added before that block's second norm instead; keys and values of
+cross-attention belong to the text and are left to `denoise/confined.py`; other layers without
+places are an error.
+
+`R` rows of the batch, (H, W) cells of the latent.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +21,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from ..errors import MethodError
@@ -26,11 +34,12 @@ Weighted = tuple[Adapter, float]
 
 @dataclass(frozen=True)
 class _Share:
-    """Which rows get an adapter, and with which weight: (R',) and (R',)."""
+    """Which rows get an adapter, with which weight, and where: (R',), (R',), (R', H, W)."""
 
     rows: Tensor
     weights: Tensor
     everywhere: bool
+    where: Tensor | None = None
 
 
 class AdapterHooks:
@@ -44,13 +53,20 @@ class AdapterHooks:
         self._count = 0
         self._handles = []
         self._known = {adapter.name for adapter in adapters}
+        self._text_layers = {
+            id(layer) for attn in _cross_attentions(model) for layer in (attn.to_k, attn.to_v)
+        }
+        self._covers: dict[tuple[str, int, int], Tensor] = {}
+        self._late: dict[str, list[tuple[str, _Share, Tensor]]] = {}
         by_path: dict[str, dict[str, LowRank]] = {}
         for adapter in adapters:
             for path, update in getattr(adapter, component).items():
                 by_path.setdefault(path, {})[adapter.name] = update
         try:
             for path, updates in by_path.items():
-                self._handles.append(_hook(_layer(model, path), updates, self))
+                self._handles.append(_hook(_layer(model, path), path, updates, self))
+                if path.endswith(TIME_PROJECTION):
+                    self._handles.append(_late_hook(model, path, self))
         except BaseException:
             self.remove()
             raise
@@ -62,13 +78,20 @@ class AdapterHooks:
         self._handles = []
 
     @contextmanager
-    def rows(self, passes: Sequence[Sequence[Weighted]]) -> Iterator[None]:
+    def rows(
+        self, passes: Sequence[Sequence[Weighted]], confined: Mapping[str, Tensor] | None = None
+    ) -> Iterator[None]:
         """Within this context row r of every call gets the sum of `passes[r]`.
+
+        Args:
+            passes: adapters of each row.
+            confined: by name of an adapter (R, H, W), what its residual is multiplied by at each
+                cell of the latent; adapters that it does not name act everywhere.
 
         Raises:
             MethodError: an adapter that these hooks were not made for.
         """
-        former = self._shares, self._count
+        former = self._shares, self._count, self._covers, self._late
         by_name: dict[str, dict[int, float]] = {}
         for row, adapters in enumerate(passes):
             for adapter, weight in adapters:
@@ -77,42 +100,106 @@ class AdapterHooks:
                 weights = by_name.setdefault(adapter.name, {})
                 weights[row] = weights.get(row, 0.0) + weight
         self._count = len(passes)
-        self._shares = {
-            name: _Share(
+        self._shares, self._covers, self._late = {}, {}, {}
+        for name, weights in by_name.items():
+            where = confined.get(name) if confined else None
+            self._shares[name] = _Share(
                 torch.tensor(list(weights), device=self._device),
                 torch.tensor(list(weights.values()), device=self._device, dtype=self._dtype),
-                len(weights) == len(passes) and len(set(weights.values())) == 1,
+                where is None and len(weights) == len(passes) and len(set(weights.values())) == 1,
+                None if where is None else where[list(weights)],
             )
-            for name, weights in by_name.items()
-        }
         try:
             yield
         finally:
-            self._shares, self._count = former
+            self._shares, self._count, self._covers, self._late = former
 
-    def add(self, layer: nn.Module, updates: Mapping[str, LowRank], x: Tensor, out: Tensor):
+    def add(
+        self, layer: nn.Module, path: str, updates: Mapping[str, LowRank], x: Tensor, out: Tensor
+    ):
         """The layer's output with the residuals of its rows added."""
-        shares = [(updates[n], share) for n, share in self._shares.items() if n in updates]
+        shares = [(n, updates[n], share) for n, share in self._shares.items() if n in updates]
         if not shares:
             return None  # leaves the output as it is
         if len(x) != self._count:
             raise MethodError(f"a batch of {len(x)} rows where {self._count} were announced")
-        for update, share in shares:
+        for name, update, share in shares:
+            if share.where is not None and id(layer) in self._text_layers:
+                continue  # see denoise/confined.py
             update = update.to(x.device, x.dtype)  # PEFT may keep adapters in float32
             if share.everywhere:
                 out = out + update.delta(x, layer) * share.weights[0].to(out.dtype)
                 continue
             weights = share.weights.to(out.dtype).view(-1, *(1,) * (out.ndim - 1))
             delta = update.delta(x.index_select(0, share.rows), layer) * weights
+            if share.where is not None and path.endswith(TIME_PROJECTION):
+                self._late.setdefault(path, []).append((name, share, delta))
+                continue
+            if share.where is not None:
+                delta = delta * self._cover(name, path, share.where, out).to(out.dtype)
             out = out.index_add(0, share.rows, delta)
         return out
 
+    def add_late(self, path: str, x: Tensor) -> Tensor:
+        """A residual block's features with what confined adapters add through its time layer."""
+        for name, share, delta in self._late.pop(path, []):
+            assert share.where is not None
+            cover = self._cover(name, path, share.where, x).to(x.dtype)
+            x = x.index_add(0, share.rows, delta[:, :, None, None] * cover)
+        return x
 
-def _hook(layer: nn.Module, updates: dict[str, LowRank], owner: AdapterHooks):
+    def _cover(self, name: str, path: str, where: Tensor, out: Tensor) -> Tensor:
+        """(R', 1, h, w) or (R', h*w, 1): the adapter's mask at the resolution of a layer."""
+        if out.ndim == 4:
+            size = out.shape[-2], out.shape[-1]
+        elif out.ndim == 3 and (found := level_size(where.shape[-2:], out.shape[1])):
+            size = found
+        else:
+            raise MethodError(
+                f"the LoRA {name!r} changes {path}, which has no place in the picture, so it "
+                "cannot be confined to a region; use a method without regions for it"
+            )
+        key = (name, *size)
+        if key not in self._covers:
+            self._covers[key] = resized_by_area(where, size)
+        cover = self._covers[key]
+        return cover[:, None] if out.ndim == 4 else cover.flatten(1)[..., None]
+
+
+TIME_PROJECTION = "time_emb_proj"
+
+
+def resized_by_area(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """(R, H, W) -> (R, h, w), each cell the mean of what it covers."""
+    return F.interpolate(masks[:, None], size, mode="area")[:, 0]
+
+
+def level_size(size: Sequence[int], positions: int) -> tuple[int, int] | None:
+    """The level of the denoiser that has so many positions; each halves the former, rounded up."""
+    h, w = size
+    while h * w > positions and max(h, w) > 1:
+        h, w = -(-h // 2), -(-w // 2)
+    return (h, w) if h * w == positions else None
+
+
+def _cross_attentions(model: nn.Module) -> list[Attention]:
+    found = (m for m in model.modules() if isinstance(m, Attention))
+    return [attn for attn in found if attn.is_cross_attention]
+
+
+def _hook(layer: nn.Module, path: str, updates: dict[str, LowRank], owner: AdapterHooks):
     def add(module: nn.Module, args: tuple, out: Tensor):
-        return owner.add(module, updates, args[0], out)
+        return owner.add(module, path, updates, args[0], out)
 
     return layer.register_forward_hook(add)
+
+
+def _late_hook(model: nn.Module, path: str, owner: AdapterHooks):
+    def add(module: nn.Module, args: tuple):
+        return (owner.add_late(path, args[0]), *args[1:])
+
+    block = model.get_submodule(path.rpartition(".")[0])
+    return block.get_submodule("norm2").register_forward_pre_hook(add)
 
 
 def _layer(model: nn.Module, path: str) -> nn.Module:

@@ -8,7 +8,7 @@ import copy
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -22,31 +22,48 @@ OnStep = Callable[[int, Tensor, Tensor], Tensor]
 
 @dataclass
 class Trace:
-    """What a method noted down while it drew one picture, for figures and reports.
+    """What a stage noted down while it drew B pictures, for figures and reports.
 
     Attributes:
-        maps: per step (N, h, w), each concept's attention, or nothing.
-        masks: per step (N, h, w), each concept's mask, or nothing.
-        losses: (step, loss) for every update of the latent.
+        maps: per step (B, N, h, w), each concept's attention, or nothing.
+        masks: per step (B, N, h, w), each concept's mask, or nothing.
+        losses: (step, losses (B,)) for every update of the latents.
+        notes: what the user should know, in words; per picture None or a text.
     """
 
     maps: list[Tensor] = field(default_factory=list)
     masks: list[Tensor] = field(default_factory=list)
-    losses: list[tuple[int, float]] = field(default_factory=list)
+    losses: list[tuple[int, Tensor]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
-class Stage(Protocol):
-    """One run over the timesteps."""
+class Stage:
+    """One run over the timesteps, or over their end.
 
-    trace: Trace
+    Attributes:
+        scheduler: its own, never shared with another stage.
+        first: the step at which it begins.
+        trace: what it noted down.
+    """
 
-    def refine(self, latents: Tensor, i: int, t: Tensor) -> Float[Tensor, "1 C h w"]:
-        """Change the latent before step i, or return it as it is."""
-        ...
+    def __init__(self, scheduler: "StepScheduler"):
+        self.scheduler, self.first, self.trace = scheduler, 0, Trace()
 
-    def predict(self, latents: Tensor, i: int, t: Tensor) -> Float[Tensor, "1 C h w"]:
+    def start(self, latents: Tensor) -> Float[Tensor, "B C h w"]:
+        """The latents that this stage begins with; `latents` are the last stage's."""
+        return latents
+
+    def refine(self, latents: Tensor, i: int, t: Tensor) -> Float[Tensor, "B C h w"]:
+        """Change the latents before step i, or return them as they are."""
+        return latents
+
+    def predict(self, latents: Tensor, i: int, t: Tensor) -> Float[Tensor, "B C h w"]:
         """The guided noise prediction of step i."""
-        ...
+        raise NotImplementedError
+
+    def shown(self, i: int) -> bool:
+        """Whether step i is one of the picture's, which callbacks see."""
+        return True
 
 
 class StepScheduler:
@@ -79,33 +96,36 @@ class StepScheduler:
 @torch.no_grad()
 def denoise(
     stages: Sequence[Stage],
-    scheduler: StepScheduler,
-    latents: Float[Tensor, "1 C h w"],
+    latents: Float[Tensor, "B C h w"],
     *,
     on_step: OnStep | None = None,
+    starting: Callable[[float], None] = lambda fraction: None,
     interrupted: Callable[[], bool] = lambda: False,
     progress: bool = False,
     description: str = "",
-) -> Float[Tensor, "1 C h w"]:
-    """Run the stages one after the other; returns the latents of the picture.
+) -> Float[Tensor, "B C h w"]:
+    """Run the stages one after the other; returns the latents of the pictures.
 
     Args:
         stages: what the method does.
-        scheduler: with its timesteps set.
         latents: the first ones, already scaled (`StepScheduler.initial`).
-        on_step: called after each step.
+        on_step: called after each step that is shown.
+        starting: told before each step which fraction of the run is over.
         interrupted: asked after each step; if true, the latents are returned as they are.
         progress: show a progress bar on a terminal.
         description: what the bar says.
     """
     for stage in stages:
+        latents, scheduler = stage.start(latents), stage.scheduler
+        steps = list(enumerate(scheduler.timesteps))[stage.first :]
         with progress_bar(progress) as bar:
-            task = bar.add_task(description, total=len(scheduler.timesteps), figures="")
-            for i, t in enumerate(scheduler.timesteps):
+            task = bar.add_task(description, total=len(steps), figures="")
+            for i, t in steps:
+                starting(i / len(scheduler.timesteps))
                 latents = stage.refine(latents, i, t)
                 noise = stage.predict(latents, i, t)
                 latents = scheduler.step(noise, t, latents)
-                if on_step is not None:
+                if on_step is not None and stage.shown(i):
                     latents = on_step(i, t, latents)
                 bar.update(task, advance=1, figures=_figures(stage.trace))
                 if interrupted():
@@ -113,16 +133,16 @@ def denoise(
     return latents
 
 
-def guided(noise: Float[Tensor, "S C h w"], scale: float) -> Float[Tensor, "1 C h w"]:
+def guided(noise: Float[Tensor, "B S C h w"], scale: float) -> Float[Tensor, "B C h w"]:
     """Classifier-free guidance from the (unconditional, conditional) halves.
 
     As in diffusers there is none at a scale of 1 or less.
     """
-    unconditional, conditional = noise[:1], noise[1:]
+    unconditional, conditional = noise[:, 0], noise[:, -1]
     if scale <= 1:
         return conditional
     return unconditional + scale * (conditional - unconditional)
 
 
 def _figures(trace: Trace) -> str:
-    return f"loss {trace.losses[-1][1]:.3f}" if trace.losses else ""
+    return f"loss {trace.losses[-1][1].mean():.3f}" if trace.losses else ""

@@ -2,7 +2,8 @@
 
 A mask says where a concept may write. What no concept claims belongs to the base model.
 
-`N` concepts, `P` = N + 1 passes, (h, w) positions of the maps, (H, W) cells of the latent.
+`N` concepts, `P` = N + 1 passes, (h, w) positions of the maps, (H, W) cells of the latent. What
+has (...) in its shape takes any number of pictures in front.
 """
 
 from collections.abc import Sequence
@@ -41,11 +42,11 @@ def smoothed(maps: Float[Tensor, "words h w"], sigma: float) -> Float[Tensor, "w
 
 
 def exclusive(
-    masks: Float[Tensor, "N h w"], strengths: Float[Tensor, "N h w"]
-) -> Float[Tensor, "N h w"]:
+    masks: Float[Tensor, "... N h w"], strengths: Float[Tensor, "... N h w"]
+) -> Float[Tensor, "... N h w"]:
     """Each position that several masks claim goes to the concept that is strongest there."""
     claimed = torch.where(masks > 0, strengths, torch.full_like(strengths, -torch.inf))
-    owner = F.one_hot(claimed.argmax(0), len(masks)).movedim(-1, 0).to(masks.dtype)
+    owner = F.one_hot(claimed.argmax(-3), masks.shape[-3]).movedim(-1, -3).to(masks.dtype)
     return masks * owner
 
 
@@ -55,19 +56,38 @@ def concept_strength(maps: Float[Tensor, "words h w"]) -> Float[Tensor, "h w"]:
     return (maps / peaks).mean(0)
 
 
-def with_base(masks: Float[Tensor, "N h w"]) -> Float[Tensor, "P h w"]:
-    """Put the base model's mask in front: 1 where no concept claims anything."""
-    return torch.cat([(masks.sum(0, keepdim=True) == 0).to(masks.dtype), masks])
+def strengths(
+    maps: Float[Tensor, "B L T"], words: Sequence[Sequence[int]], size: tuple[int, int]
+) -> Float[Tensor, "B N h w"]:
+    """`concept_strength` of each concept's tokens in maps that have them all."""
+    return torch.stack([
+        torch.stack([concept_strength(word_maps(own, tokens, size)) for tokens in words])
+        for own in maps
+    ])  # fmt: skip
 
 
-def resized(masks: Float[Tensor, "P h w"], size: Sequence[int]) -> Float[Tensor, "P H W"]:
+def with_base(masks: Float[Tensor, "... N h w"]) -> Float[Tensor, "... P h w"]:
+    """Put the base model's mask in front: what no concept claims.
+
+    1 minus the sum of soft masks, and 0 where that is negative.
+    """
+    return torch.cat([(1 - masks.sum(-3, keepdim=True)).clamp(min=0), masks], -3)
+
+
+def resized(masks: Float[Tensor, "... P h w"], size: Sequence[int]) -> Float[Tensor, "... P H W"]:
     """Nearest-neighbour resizing to the latent's cells."""
-    return F.interpolate(masks[:, None], tuple(size), mode="nearest")[:, 0]
+    pictures = masks.reshape(-1, *masks.shape[-3:])
+    return F.interpolate(pictures, tuple(size), mode="nearest").reshape(*masks.shape[:-2], *size)
+
+
+def softened(masks: Float[Tensor, "B P H W"], sigma: float) -> Float[Tensor, "B P H W"]:
+    """Masks with edges blurred by a Gaussian of `sigma` cells; where they summed to 1 they do."""
+    return torch.stack([smoothed(own, sigma) for own in masks])
 
 
 def fused(
-    noise: Float[Tensor, "P S C H W"], masks: Float[Tensor, "P H W"]
-) -> Float[Tensor, "S C H W"]:
+    noise: Float[Tensor, "... P S C H W"], masks: Float[Tensor, "... P H W"]
+) -> Float[Tensor, "... S C H W"]:
     """Noise predictions averaged with the masks as weights; overlaps share (CLoRA code)."""
-    weights = masks[:, None, None]  # (P, 1, 1, H, W)
-    return (noise * weights).sum(0) / weights.sum(0)
+    weights = masks[..., :, None, None, :, :]  # (..., P, 1, 1, H, W)
+    return (noise * weights).sum(-5) / weights.sum(-5)

@@ -5,9 +5,12 @@ from typing import Any
 from ..errors import MethodError
 from .base import Method, MethodSettings
 from .clora import CLoRA, CLoRASettings
+from .composite import Composite
+from .masked import Masked
 from .merge import Merge
+from .switch import Switch
 
-METHODS: dict[str, type[Method]] = {m.name: m for m in (CLoRA, Merge)}
+METHODS: dict[str, type[Method]] = {m.name: m for m in (CLoRA, Merge, Composite, Switch, Masked)}
 
 
 def get_method(name: str, settings: MethodSettings | dict[str, Any] | None = None) -> Method:
@@ -21,4 +24,7 @@ def get_method(name: str, settings: MethodSettings | dict[str, Any] | None = Non
     return METHODS[name](settings)
 
 
-__all__ = ["METHODS", "CLoRA", "CLoRASettings", "Merge", "Method", "MethodSettings", "get_method"]
+__all__ = [
+    "METHODS", "CLoRA", "CLoRASettings", "Composite", "Masked", "Merge", "Method",
+    "MethodSettings", "Switch", "get_method",
+]  # fmt: skip

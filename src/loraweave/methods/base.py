@@ -32,6 +32,7 @@ class Method:
     source: ClassVar[str]
     passes: ClassVar[str]  # rows of the denoiser for one step, in words
     least_concepts: ClassVar[int] = 1
+    regions: ClassVar[str] = "no"  # in words
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
 
     def __init__(self, settings: MethodSettings | dict[str, Any] | None = None):

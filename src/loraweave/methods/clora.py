@@ -14,7 +14,7 @@ and the unconditional half, takes noise and masks from before the last update, k
 and averages overlaps. (Its wrong token positions, its failure on an empty adapter list and its
 confusion of width and height are not reproduced.)
 
-`P` = N + 1 passes, `S` halves, `L` = h*w positions, `T` tokens, `E` embeddings.
+`B` pictures, `P` = N + 1 passes, `S` halves, `L` = h*w positions, `T` tokens, `E` embeddings.
 """
 
 from typing import Literal
@@ -27,16 +27,16 @@ from torch import Tensor
 
 from ..denoise.composition import Composition, Pass
 from ..denoise.executor import Evaluation, Executor, GradientMode
-from ..denoise.loop import StepScheduler, Trace, guided
+from ..denoise.loop import Stage, StepScheduler, guided
 from ..layout.masks import (
     concept_strength,
     exclusive,
     fused,
     resized,
     smoothed,
+    softened,
     threshold_mask,
     with_base,
-    word_maps,
 )
 from .base import Method, MethodSettings
 
@@ -46,7 +46,9 @@ class CLoRASettings(MethodSettings):
 
     Attributes:
         variant: `improved` or `faithful`, see the top of this file.
-        max_update_step: the latent is updated at every step before this one.
+        max_update_step: the latent is updated at steps before this one; 0 for no update at all.
+        update_at: `every` step before that, as the authors' code does, or `listed`: only the
+            refinement steps, as the paper's text can be read.
         refinement_steps: steps with extra updates.
         refinements: how many extra updates there.
         temperature: of InfoNCE.
@@ -56,21 +58,32 @@ class CLoRASettings(MethodSettings):
             never moves it further than that at once; `auto` is literal on Stable Diffusion 1.x
             and relative elsewhere.
         relative_step: see step_rule, a fraction of the latent's norm.
+        masks: join the passes by masks; without, by their mean.
+        mask_from: the first step with masks; before it the passes are averaged.
         mask_threshold: lambda, a fraction of each map's maximum.
         mask_smoothing: sigma of a Gaussian over the maps before thresholding, in positions.
+        mask_memory: share of the former steps' maps in the maps that masks are cut from.
+        soft_edges: sigma of a Gaussian over the masks, in cells of the latent; 0 for hard edges.
+        base_pass: with the base model's pass; without it every place goes to some concept.
         gradient: one graph for all passes, one pass at a time, or whichever suits the size.
     """
 
     variant: Literal["improved", "faithful"] = "improved"
     max_update_step: int = Field(25, ge=0)
+    update_at: Literal["every", "listed"] = "every"
     refinement_steps: tuple[int, ...] = Field((0, 10, 20), strict=False)  # lists too
     refinements: int = Field(20, ge=0)
     temperature: float = Field(0.5, gt=0)
     step_size: float = Field(20.0, ge=0)
     step_rule: Literal["auto", "literal", "relative"] = "auto"
     relative_step: float = Field(0.004, gt=0, lt=1)
+    masks: bool = True
+    mask_from: int = Field(0, ge=0)
     mask_threshold: float = Field(0.4, gt=0, lt=1)
     mask_smoothing: float = Field(0.0, ge=0)
+    mask_memory: float = Field(0.0, ge=0, lt=1)
+    soft_edges: float = Field(0.0, ge=0)
+    base_pass: bool = True
     gradient: GradientMode = "auto"
 
 
@@ -89,61 +102,77 @@ class CLoRA(Method):
         return [CLoRAStage(composition, executor, scheduler, self.settings)]  # type: ignore[arg-type]
 
 
-class CLoRAStage:
+class CLoRAStage(Stage):
     """The whole method is one run over the timesteps."""
 
     def __init__(
         self, composition: Composition, executor: Executor, scheduler: StepScheduler,
         settings: CLoRASettings,
     ):  # fmt: skip
+        super().__init__(scheduler)
         self.passes = composition.passes()
+        self.first_concept = 1  # its pass
+        if not settings.base_pass:
+            self.passes, self.first_concept = self.passes[1:], 0
         self.names = [concept.name for concept in composition.concepts]
         self.guidance = composition.scene.guidance_scale
-        self.executor, self.scheduler, self.settings = executor, scheduler, settings
-        self.trace = Trace()
+        self.executor, self.settings = executor, settings
         self.faithful = settings.variant == "faithful"
-        self.groups = concept_groups(self.passes, self.names)
+        self.groups = concept_groups(self.passes, self.names, self.first_concept)
         self.step_rule = settings.step_rule
         if self.step_rule == "auto":
             self.step_rule = "literal" if composition.backbone.published_scale else "relative"
-        self._calibration: float | None = None
+        self._calibration: Tensor | None = None
         self._stale: Evaluation | None = None
+        self._memory: Tensor | None = None
 
     # -- section 3.2: the update of the latent ------------------------------------------------
 
-    def refine(self, latents: Tensor, i: int, t: Tensor) -> Float[Tensor, "1 C h w"]:
-        settings = self.settings
+    def refine(self, latents: Tensor, i: int, t: Tensor) -> Float[Tensor, "B C h w"]:
         self._stale = None
-        if i >= settings.max_update_step or len(self.names) < 2:
-            return latents  # one group has no negatives: the loss is zero
-        updates = 1 + (settings.refinements if i in settings.refinement_steps else 0)
+        updates = self._updates(i)
         for n in range(updates):
             if self.faithful and n == updates - 1:
                 self._stale = self.executor.evaluate(
                     self.passes, self.scheduler.scale(latents, t), t
                 )
-            loss, gradient = self.executor.gradient(
+            losses, gradient = self.executor.gradient(
                 self.passes,
                 latents,
                 lambda z: self.scheduler.scale(z, t),
                 t,
                 self.loss,
                 halves="both" if self.faithful else "conditional",
-                mode=settings.gradient,
+                mode=self.settings.gradient,
             )
             latents = latents - self._step(latents, gradient, i)
-            self.trace.losses.append((i, loss))
+            self.trace.losses.append((i, losses))
         return latents
 
-    def loss(self, maps: Float[Tensor, "P S L T"]) -> Tensor:
-        """InfoNCE over the concepts' words in all passes (equation 2)."""
-        maps = maps.to(torch.promote_types(maps.dtype, torch.float32))  # half is too coarse here
-        maps = maps.mean(1)  # over the halves that were evaluated
-        embeddings = torch.stack([maps[k, :, token] for k, token, _ in self.groups])
-        labels = torch.tensor([label for *_, label in self.groups], device=maps.device)
-        return info_nce(normalized(embeddings), labels, self.settings.temperature)
+    def _updates(self, i: int) -> int:
+        """How often the latent is updated at step i."""
+        settings = self.settings
+        if i >= settings.max_update_step or len(self.names) < 2:
+            return 0  # one group has no negatives: the loss is zero
+        if i in settings.refinement_steps:
+            return 1 + settings.refinements
+        return int(settings.update_at == "every")
 
-    def _step(self, latents: Tensor, gradient: Tensor, i: int) -> Tensor:
+    def loss(self, maps: Float[Tensor, "B P S L T"]) -> Float[Tensor, " B"]:
+        """InfoNCE over the concepts' words in all passes of a picture (equation 2)."""
+        maps = maps.to(torch.promote_types(maps.dtype, torch.float32))  # half is too coarse here
+        maps = maps.mean(2)  # over the halves that were evaluated
+        labels = torch.tensor([label for *_, label in self.groups], device=maps.device)
+        temperature = self.settings.temperature
+        return torch.stack([
+            info_nce(
+                normalized(torch.stack([own[k, :, token] for k, token, _ in self.groups])),
+                labels, temperature,
+            )
+            for own in maps
+        ])  # fmt: skip
+
+    def _step(self, latents: Tensor, gradient: Tensor, i: int) -> Float[Tensor, "B C h w"]:
         """The displacement; on other backbones scaled as `step_rule` says."""
         settings = self.settings
         total = len(self.scheduler.timesteps)
@@ -152,48 +181,75 @@ class CLoRAStage:
             size *= (1 - 0.5 * i / max(1, total - 1)) ** 0.5
         if self.step_rule == "literal":
             return size * gradient
-        norm = max(gradient.norm().item(), torch.finfo(gradient.dtype).tiny)
-        reach = settings.relative_step * latents.norm().item() / norm  # moves by relative_step
+        norm = _norms(gradient).clamp(min=torch.finfo(gradient.dtype).tiny)
+        reach = settings.relative_step * _norms(latents) / norm  # moves by relative_step
         if self._calibration is None:
             self._calibration = reach / 20
-        return min(size * self._calibration, reach * settings.step_size / 20) * gradient
+        return torch.minimum(size * self._calibration, reach * settings.step_size / 20) * gradient
 
     # -- section 3.3: masks and fusion --------------------------------------------------------
 
-    def predict(self, latents: Tensor, i: int, t: Tensor) -> Float[Tensor, "1 C h w"]:
+    def predict(self, latents: Tensor, i: int, t: Tensor) -> Float[Tensor, "B C h w"]:
         out = self._stale
         if out is None:
             out = self.executor.evaluate(self.passes, self.scheduler.scale(latents, t), t)
         assert out.noise is not None
-        masks = self.masks(out, latents)
-        self.trace.masks.append(masks[1:].float().cpu())
-        return guided(fused(out.noise, resized(masks, latents.shape[-2:])), self.guidance)
+        masks = resized(self.masks(out, latents), latents.shape[-2:])
+        if not self.settings.masks or i < self.settings.mask_from:
+            masks = torch.ones_like(masks)
+        if self.settings.soft_edges:
+            masks = softened(masks, self.settings.soft_edges)
+        return guided(fused(out.noise, masks), self.guidance)
 
-    def masks(self, out: Evaluation, latents: Tensor) -> Float[Tensor, "P h w"]:
+    def masks(self, out: Evaluation, latents: Tensor) -> Float[Tensor, "B P h w"]:
         """One mask per pass, from the words of each concept in its own pass."""
         assert out.maps is not None
-        maps = out.maps.mean(1) if self.faithful else out.maps[:, -1]  # (P, L, T)
+        maps = out.maps.mean(2) if self.faithful else out.maps[:, :, -1]  # (B, P, L, T)
         size = self.executor.backbone.map_size(latents)
-        masks, strengths = [], []
-        for k, name in enumerate(self.names, start=1):
-            own = word_maps(maps[k], self.passes[k].words.of(name), size)
-            own = smoothed(own, self.settings.mask_smoothing)
-            masks.append(threshold_mask(own, self.settings.mask_threshold))
-            strengths.append(concept_strength(own))
-        found, strong = torch.stack(masks), torch.stack(strengths)
+        settings, pictures = self.settings, []
+        memory = self._memory
+        words = [self.passes[k].words.of(n) for k, n in enumerate(self.names, self.first_concept)]
+        spread = [token for own in words for token in own]  # all words, one after the other
+        of = [k for k, own in enumerate(words, self.first_concept) for _ in own]
+        now = torch.stack([maps[:, k, :, token] for k, token in zip(of, spread)], 1)  # (B, W, L)
+        if memory is not None and settings.mask_memory:
+            now = settings.mask_memory * memory + (1 - settings.mask_memory) * now
+        self._memory = now
+        for own in now:
+            found, strong = [], []
+            for part in own.split([len(w) for w in words]):
+                part = smoothed(part.unflatten(1, size), settings.mask_smoothing)
+                found.append(threshold_mask(part, settings.mask_threshold))
+                strong.append(concept_strength(part))
+            pictures.append((torch.stack(found), torch.stack(strong)))
+        found, strong = (torch.stack(kind) for kind in zip(*pictures))
         self.trace.maps.append(strong.float().cpu())
-        return with_base(found if self.faithful else exclusive(found, strong))
+        owned = found if self.faithful else exclusive(found, strong)
+        if settings.base_pass:
+            owned = with_base(owned)
+        else:  # what nobody claims goes to the strongest
+            unclaimed = exclusive(torch.ones_like(strong), strong)
+            owned = torch.where(owned.sum(1, keepdim=True) == 0, unclaimed, owned)
+        self.trace.masks.append(owned[:, self.first_concept :].float().cpu())
+        return owned
 
 
-def concept_groups(passes: list[Pass], names: list[str]) -> list[tuple[int, int, int]]:
+def _norms(latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 1 1 1"]:
+    return latents.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+
+
+def concept_groups(
+    passes: list[Pass], names: list[str], first: int = 1
+) -> list[tuple[int, int, int]]:
     """(pass, token, label) of every embedding of the loss.
 
-    Group j: the noun of concept j in every pass, and its trigger in pass j (section 3.2).
+    Group j: the noun of concept j in every pass, and its trigger in pass j + `first`
+    (section 3.2).
     """
     groups = []
     for label, name in enumerate(names):
         for k, one in enumerate(passes):
-            own = one.words.of(name) if k == label + 1 else one.words.nouns[name]
+            own = one.words.of(name) if k == label + first else one.words.nouns[name]
             groups += [(k, token, label) for token in own]
     return groups
 

@@ -1,0 +1,190 @@
+"""One denoiser call a step in which every position has one owner.
+
+An owner is a pass: a text and adapters. At each position the denoiser works as in its owner's
+pass: adapters of the spatial layers are confined by the owner's mask (`AdapterHooks.rows`), and
+cross-attention looks at the owner's text through the owner's keys and values. What differs from
+the owner's own pass are the other positions' states, which self-attention and convolutions mix in.
+Keys and values of a text do not change over the steps: they are computed once.
+
+`B` pictures, `K` owners, `S` halves, `R` = B*S rows, `L` positions, `T` tokens, (H, W) cells.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention
+from jaxtyping import Float
+from torch import Tensor
+
+from ..backbone.sites import cross_attention_sites
+from ..errors import MethodError
+from .composition import Pass
+from .executor import Evaluation, Executor, Halves
+from .hooks import Weighted, level_size, resized_by_area
+
+
+class Confined:
+    """Evaluates owners that share one call; made by `confined`.
+
+    Args:
+        executor: of the run.
+        owners: by convention the first one owns the background.
+    """
+
+    def __init__(self, executor: Executor, owners: Sequence[Pass]):
+        self.executor, self.owners = executor, list(owners)
+        self._hooks = executor.composition.unet_hooks
+        self._sites = [site.module for site in cross_attention_sites(executor.backbone.unet)]
+        self._read = {id(site) for site in executor.backbone.sites}
+        self._keys: dict[int, tuple[Tensor, Tensor]] = {}
+        self._acting: list[list[Weighted]] = []
+        self._masks = torch.empty(0)  # (R, K, H, W)
+        self._halves: slice = slice(None)
+        self._records: list[Tensor] | None = None
+
+    def evaluate(
+        self,
+        masks: Float[Tensor, "B K H W"],
+        latents: Float[Tensor, "B C H W"],
+        t: Tensor,
+        *,
+        halves: Halves = "both",
+        record: bool = False,
+    ) -> Evaluation:
+        """Noise (B, 1, S, C, H, W), and maps (B, K, S, L, T) of every owner's text if asked for.
+
+        Args:
+            masks: of each owner; they sum to 1 at every cell.
+            latents: already scaled for the model.
+            t: timestep.
+            halves: with or without the unconditional rows.
+            record: also attend to every owner's text everywhere, at the reading sites.
+        """
+        count = 2 if halves == "both" else 1
+        rows = latents.repeat_interleave(count, 0)
+        self._masks = masks.expand(len(latents), -1, -1, -1).repeat_interleave(count, 0)
+        self._halves = slice(None) if halves == "both" else slice(1, None)
+        acting = [self.executor.acting(owner) for owner in self.owners]
+        if _named(acting) != _named(self._acting):
+            self._keys = {}
+        self._acting = acting
+        everywhere, places = self._shared_out(acting)
+        self._records = [] if record else None
+        calls = self.executor.calls
+        calls.forward, calls.rows = calls.forward + 1, calls.rows + len(rows)
+        text = self.owners[0].states[self._halves].repeat(len(latents), 1, 1)
+        with self._hooks.rows([everywhere] * len(rows), places), self._attending():
+            noise = self.executor.backbone.denoise(rows, t, text)
+        maps = None
+        if self._records:
+            maps = torch.stack(self._records).mean(0)  # (R, K, L, T)
+            maps = maps.unflatten(0, (len(latents), count)).transpose(1, 2)
+        return Evaluation(noise.unflatten(0, (len(latents), 1, count)), maps)
+
+    def _shared_out(
+        self, acting: Sequence[Sequence[Weighted]]
+    ) -> tuple[list[Weighted], dict[str, Tensor]]:
+        """All adapters of a row, and by name (R, H, W) where those act that not all owners have.
+
+        A weight that differs between owners is part of the mask.
+        """
+        weights: dict[str, list[float]] = {}
+        adapters = {}
+        for k, own in enumerate(acting):
+            for adapter, weight in own:
+                adapters[adapter.name] = adapter
+                by_owner = weights.setdefault(adapter.name, [0.0] * len(acting))
+                by_owner[k] += weight
+        rows, places = [], {}
+        for name, by_owner in weights.items():
+            if len(set(by_owner)) == 1:
+                rows.append((adapters[name], by_owner[0]))
+                continue
+            factors = self._masks.new_tensor(by_owner).view(1, -1, 1, 1)
+            places[name] = (self._masks * factors).sum(1)
+            rows.append((adapters[name], 1.0))
+        return rows, places
+
+    @contextmanager
+    def _attending(self) -> Iterator[None]:
+        """Every cross-attention looks at its owners' texts; the processors come back on exit."""
+        former = [site.processor for site in self._sites]
+        processor = _OwnersAttention(self)
+        try:
+            for site in self._sites:
+                site.processor = processor  # type: ignore[assignment]
+            yield
+        finally:
+            for site, old in zip(self._sites, former):
+                site.processor = old
+
+    def attend(self, attn: Attention, states: Float[Tensor, "R L C"]) -> Float[Tensor, "R L C"]:
+        """What a cross-attention layer adds, each position by its owner's text."""
+        query = _heads(attn, attn.to_q(states))  # (R, heads, L, d)
+        keys, values = self._keys_and_values(attn)  # (K, S, heads, T, d)
+        cover = self._cover(states.shape[1])  # (R, K, L)
+        pictures, total = len(states) // keys.shape[1], torch.zeros_like(query)
+        for k in range(len(keys)):
+            key, value = (x[k].repeat(pictures, 1, 1, 1) for x in (keys, values))
+            own = F.scaled_dot_product_attention(query, key, value)
+            total = total + own * cover[:, k, None, :, None].to(own.dtype)
+        if self._records is not None and id(attn) in self._read:
+            self._records.append(torch.stack([
+                _probabilities(query, keys[k].repeat(pictures, 1, 1, 1)) for k in range(len(keys))
+            ], 1))  # fmt: skip
+        assert attn.to_out is not None
+        out = attn.to_out[1](attn.to_out[0](total.transpose(1, 2).flatten(2)))
+        if attn.residual_connection:
+            out = out + states
+        return out / attn.rescale_output_factor
+
+    def _keys_and_values(self, attn: Attention) -> tuple[Tensor, Tensor]:
+        """(K, S, heads, T, d) each, of every owner's text with every owner's adapters."""
+        if id(attn) not in self._keys:
+            if any((attn.norm_q, attn.norm_k, attn.spatial_norm, attn.group_norm)):
+                raise MethodError("this model's cross-attention has norms that are not supported")
+            found = []
+            for owner, adapters in zip(self.owners, self._acting):
+                text = owner.states
+                if attn.norm_cross:
+                    text = attn.norm_encoder_hidden_states(text)
+                with self._hooks.rows([adapters] * len(text)):
+                    assert attn.to_k is not None
+                    assert attn.to_v is not None
+                    found.append([_heads(attn, layer(text)) for layer in (attn.to_k, attn.to_v)])
+            keys, values = (torch.stack(part) for part in zip(*found))
+            self._keys[id(attn)] = keys, values
+        keys, values = self._keys[id(attn)]
+        return keys[:, self._halves], values[:, self._halves]
+
+    def _cover(self, positions: int) -> Float[Tensor, "R K L"]:
+        size = level_size(self._masks.shape[-2:], positions)
+        assert size is not None  # every level of a denoiser halves the one above
+        return resized_by_area(self._masks.flatten(0, 1), size).view(
+            *self._masks.shape[:2], positions
+        )
+
+
+class _OwnersAttention:
+    """A processor that hands over to `Confined.attend`."""
+
+    def __init__(self, run: Confined):
+        self.run = run
+
+    def __call__(self, attn, hidden_states, *_args, **_kwargs) -> Tensor:
+        return self.run.attend(attn, hidden_states)
+
+
+def _named(acting: Sequence[Sequence[Weighted]]) -> list[list[tuple[str, float]]]:
+    return [[(adapter.name, weight) for adapter, weight in own] for own in acting]
+
+
+def _heads(attn: Attention, x: Float[Tensor, "N L C"]) -> Float[Tensor, "N heads L d"]:
+    return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+
+
+def _probabilities(query: Tensor, key: Tensor) -> Float[Tensor, "R L T"]:
+    scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+    return scores.softmax(-1).mean(1)

@@ -1,0 +1,40 @@
+"""What several methods need: passes of single LoRAs, and records of their attention."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..denoise.composition import Composition, Pass
+from ..denoise.executor import Evaluation
+from ..layout.masks import strengths
+from ..prompt import full_prompt, pass_prompts
+
+TextBy = Literal["own", "first", "sum"]
+"""Whose text encoder reads a pass's prompt: its LoRA's, the first LoRA's, or that of all."""
+
+
+def passes_of_each(
+    composition: Composition, text: TextBy, prompts: Literal["shared", "own"]
+) -> list[Pass]:
+    """One pass for each LoRA alone, with all triggers in its text or with its own only."""
+    own = composition.own
+    readers = {"own": None, "first": own[:1], "sum": own}[text]
+    parsed = composition.scene.parsed
+    shared = [full_prompt(parsed)] * len(own)
+    texts = shared if prompts == "shared" else pass_prompts(parsed)[1:]
+    return [composition.make_pass(one, [lora], readers) for one, lora in zip(texts, own)]
+
+
+def own_strengths(
+    out: Evaluation, passes: Sequence[Pass], names: Sequence[str], size: tuple[int, int]
+) -> Float[Tensor, "B N h w"]:
+    """Each concept's attention in its own pass, for the trace."""
+    assert out.maps is not None
+    found = [
+        strengths(out.maps[:, k, -1], [one.words.of(name)], size)
+        for k, (one, name) in enumerate(zip(passes, names))
+    ]
+    return torch.cat(found, 1).float().cpu()
