@@ -16,6 +16,7 @@ from .denoise.executor import Executor, executing
 from .denoise.loop import StepScheduler, Trace, denoise
 from .errors import MethodError, SceneError
 from .loading import base_identity, with_shipped_loras
+from .layout.regions import as_mask
 from .lora.pipeline import gather_adapters
 from .methods import Method, MethodSettings, get_method
 from .output import ComposeOutput, versions
@@ -44,7 +45,7 @@ def compose(
     pass_batch: int | None = None,
     generator: Generator = None,
     latents: Tensor | None = None,
-    regions: Mapping[str, Region] | None = None,
+    regions: Mapping[str, Any] | None = None,
     output_type: str = "pil",
     callback_on_step_end: Callable[[Any, int, Tensor, dict], dict] | None = None,
     progress: bool = True,
@@ -71,7 +72,9 @@ def compose(
             counted up from picture to picture.
         latents: initial noise (num_images_per_prompt, C, h, w) instead of drawing it; standard
             normal, the scheduler's own scale is applied here as in diffusers.
-        regions: reserved for methods that take regions; an error for those that do not.
+        regions: by a concept's name where it may be, for methods that take regions: a `Region`, a
+            box (left, top, right, bottom) of fractions, a mask picture (path or PIL), or an array
+            or tensor (h, w) in [0, 1]. A picture's record has boxes and paths only.
         output_type: "pil", "np", "pt" or "latent".
         callback_on_step_end: `callback(pipe, i, t, {"latents": z}) -> {"latents": z}`; setting
             `pipe._interrupt` stops after the step; the picture is decoded as it is then, and
@@ -81,10 +84,13 @@ def compose(
     Raises:
         SceneError, LoraError, MethodError: see `loraweave.errors`; nothing is drawn then.
     """
+    given_regions = {name: as_mask(name, region) for name, region in (regions or {}).items()}
+    plain = {n: region for n, region in given_regions.items() if isinstance(region, Region)}
+    masks_at_hand = {n: mask for n, mask in given_regions.items() if isinstance(mask, Tensor)}
     if isinstance(prompt, Scene):
         scene = prompt
         given = {
-            "loras": loras, "regions": regions, "negative_prompt": negative_prompt,
+            "loras": loras, "regions": plain or (regions and scene.regions), "negative_prompt": negative_prompt,
             "height": height, "width": width,
             "num_inference_steps": num_inference_steps != STEPS,
             "guidance_scale": guidance_scale != GUIDANCE,
@@ -97,7 +103,7 @@ def compose(
         scene = Scene(
             prompt=prompt, negative_prompt=negative_prompt, width=width, height=height,
             num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
-            loras=dict(loras or {}), regions=dict(regions or {}),  # type: ignore[arg-type]
+            loras=dict(loras or {}), regions=plain,  # type: ignore[arg-type]
         )  # fmt: skip
     if isinstance(method, Method):
         if settings is not None:
@@ -105,7 +111,9 @@ def compose(
     else:
         method = get_method(method, settings if isinstance(settings, MethodSettings) else
                             dict(settings or {}))  # fmt: skip
-    if scene.regions and method.regions == "no":
+    if unknown := set(masks_at_hand) - {concept.name for concept in scene.concepts}:
+        raise SceneError(f"a region for {sorted(unknown)[0]!r}, which is no concept of the prompt")
+    if (scene.regions or masks_at_hand) and method.regions == "no":
         raise MethodError(f"{method.name} takes no regions; leave them out")
     _check_output(output_type, num_images_per_prompt)
     for name, number in (("batch_size", batch_size), ("pass_batch", pass_batch)):
@@ -128,7 +136,8 @@ def compose(
         stack.enter_context(torch.inference_mode(False))  # methods take gradients
         stack.enter_context(_interruptible(pipe))
         adapters = stack.enter_context(gather_adapters(pipe, with_shipped_loras(scene)))
-        composed = stack.enter_context(composition(scene, backbone, adapters))
+        every = {**adapters, **method.extra_adapters(scene, adapters)}
+        composed = stack.enter_context(composition(scene, backbone, every, masks_at_hand))
         executor = stack.enter_context(executing(composed, pass_batch))
         method.check(composed)
         for part in _batches(sources, batch_size):

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from .commands import draw, miniature, report, train
+from .commands import bench, draw, miniature, report, train
 from .errors import LoraWeaveError
 
 INTERRUPTED = 130
@@ -46,6 +46,7 @@ app.command()(report.methods)
 app.command()(report.inspect)
 app.command("train")(train.train)
 app.add_typer(miniature.app, name="miniature")
+app.add_typer(bench.app, name="bench")
 
 
 def _version(wanted: bool) -> None:

@@ -8,6 +8,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from .errors import ModelNotFound
+from .backbone.sd1 import base_name
 from .scene import MINIATURE, SHIPPED, LoraRef, Scene
 
 
@@ -116,6 +117,4 @@ def base_identity(pipe: StableDiffusionPipeline) -> dict[str, str]:
         plain = name.replace(".base_layer", "")
         digest.update(f"{plain} {tuple(value.shape)}".encode())
         digest.update(value.flatten()[:16].float().cpu().numpy().tobytes())
-    folder = Path(str(pipe.config.get("_name_or_path") or "unnamed"))
-    name = MINIATURE if folder.parent.parent.name == MINIATURE else folder.name
-    return {"name": name, "sha256": digest.hexdigest()}
+    return {"name": base_name(pipe), "sha256": digest.hexdigest()}

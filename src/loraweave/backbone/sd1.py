@@ -5,6 +5,8 @@ picture: all of it is read from the pipeline's own parts, so the miniature and t
 run the same code.
 """
 
+from pathlib import Path
+
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
@@ -13,10 +15,17 @@ from torch import Tensor
 
 from ..errors import MethodError, SceneError
 from ..prompt import Span
+from ..scene import MINIATURE
 from .sites import native_size, reading_factor, reading_sites
 from .text import end_of_text_position, token_positions
 
 SD15_CROSS_ATTENTION = 768
+
+
+def base_name(pipe: StableDiffusionPipeline) -> str:
+    """What a pipeline's model is called: its folder's name, or `miniature`."""
+    folder = Path(str(pipe.config.get("_name_or_path") or "unnamed"))
+    return MINIATURE if folder.parent.parent.name == MINIATURE else folder.name
 
 
 class StableDiffusion1:
@@ -40,6 +49,11 @@ class StableDiffusion1:
         self.tokenizer, self.vae = pipe.tokenizer, pipe.vae
         self.sites = reading_sites(self.unet)
         self.factor = reading_factor(self.unet)
+
+    @property
+    def miniature(self) -> bool:
+        """Whether this is the small model that ships with the package."""
+        return base_name(self.pipe) == MINIATURE
 
     @property
     def device(self) -> torch.device:
@@ -94,6 +108,10 @@ class StableDiffusion1:
     def token_positions(self, text: str, span: Span) -> list[int]:
         """Positions of the tokens of some characters of a text; start of text is 0."""
         return token_positions(self.tokenizer, text, span)
+
+    def end_position(self, text: str) -> int:
+        """Position of the end-of-text token of a text."""
+        return end_of_text_position(self.tokenizer, text)
 
     def encode(self, texts: list[str]) -> Float[Tensor, "B T D"]:
         """Last hidden states of the texts; adapters act through hooks on the text encoder.

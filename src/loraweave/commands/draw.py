@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import MethodError, SceneError
+from ..errors import SceneError
 from . import options
+from .for_each import by_method
 from .job import Job, differences, judge_for, load_model, make_job
 
 GRID_CELL = 256  # pixels a side up to which a grid enlarges small pictures
@@ -102,7 +103,7 @@ def compare(
         prompt, scene, picture, base, options.read_loras(lora), negative_prompt=negative,
         num_inference_steps=steps, guidance_scale=guidance, width=width, height=height,
     )  # fmt: skip
-    given = _for_each(names, options.read_settings(settings))
+    given = by_method(names, options.read_settings(settings))
     every = {name: {**job.settings(name), **given[name]} for name in names}
     drawer = _Drawer(job, every, dtype or job.dtype, device, as_json, quiet)
     rows, marks = [], []
@@ -198,19 +199,3 @@ def _check_paths(paths: Sequence[Path]) -> None:
             raise SceneError(f"{path} is a folder; give the name of a picture")
     if len({path.resolve() for path in paths}) < len(paths):
         raise SceneError(f"--out and --save-maps both write {paths[0]}; give two names")
-
-
-def _for_each(names: Sequence[str], settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Settings by method, from `method.key` for one and `key` for all that have it."""
-    from ..methods import get_method
-
-    known = {name: type(get_method(name).settings).model_fields for name in names}
-    given: dict[str, dict[str, Any]] = {name: {} for name in names}
-    for key, value in settings.items():
-        method, dot, own = key.partition(".")
-        takers = [method] if dot else [name for name in names if key in known[name]]
-        if not takers or takers[0] not in given:
-            raise MethodError(f"--set {key}: none of the methods {', '.join(names)} has it")
-        for name in takers:
-            given[name][own if dot else key] = value
-    return given

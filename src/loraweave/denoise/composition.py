@@ -17,7 +17,7 @@ from torch import Tensor
 from ..backbone.sd1 import StableDiffusion1
 from ..lora.adapter import Adapter
 from ..prompt import PassPrompt, full_prompt, pass_prompts
-from ..scene import Concept, Scene
+from ..scene import Concept, Region, Scene
 from .hooks import AdapterHooks, Weighted, adapter_hooks
 
 
@@ -58,6 +58,7 @@ class Composition:
         backbone: the base model.
         concepts: in the order of the prompt.
         adapters: every LoRA of the scene by name.
+        regions: of the scene, and masks (h, w) that came without one, by the concepts' names.
         schedules: by name of those that do not act all the time, the factor of their weight at a
             fraction of the run in [0, 1).
     """
@@ -65,11 +66,13 @@ class Composition:
     def __init__(
         self, scene: Scene, backbone: StableDiffusion1, adapters: Mapping[str, Adapter],
         unet_hooks: AdapterHooks, text_hooks: AdapterHooks,
+        masks: Mapping[str, Tensor] | None = None,
     ):  # fmt: skip
         self.scene, self.backbone, self.adapters = scene, backbone, dict(adapters)
         self.concepts: tuple[Concept, ...] = scene.concepts
         self.unet_hooks, self._text_hooks = unet_hooks, text_hooks
         self.width, self.height = backbone.size(scene.width, scene.height)
+        self.regions: dict[str, Region | Tensor] = {**scene.regions, **(masks or {})}
         self.schedules: dict[str, Callable[[float], float]] = {}
         self._styles = tuple((self.adapters[s.name], s.weight) for s in scene.styles)
 
@@ -115,16 +118,24 @@ class Composition:
 
 @contextmanager
 def composition(
-    scene: Scene, backbone: StableDiffusion1, adapters: Mapping[str, Adapter]
-) -> Iterator[Composition]:
-    """Prepare a scene; the model gets hooks inside this context and none after it."""
+    scene: Scene, backbone: StableDiffusion1, adapters: Mapping[str, Adapter],
+    masks: Mapping[str, Tensor] | None = None,
+) -> Iterator[Composition]:  # fmt: skip
+    """Prepare a scene; the model gets hooks inside this context and none after it.
+
+    Args:
+        scene: what is drawn.
+        backbone: by which model.
+        adapters: every LoRA that a method may use, by name.
+        masks: (h, w) in [0, 1], more regions by the names of concepts.
+    """
     every = list(adapters.values())
     with (
         adapter_hooks(backbone.unet, "unet", every) as unet_hooks,
         adapter_hooks(backbone.text_encoder, "text_encoder", every) as text_hooks,
         frozen(backbone.unet, backbone.text_encoder),
     ):
-        yield Composition(scene, backbone, adapters, unet_hooks, text_hooks)
+        yield Composition(scene, backbone, adapters, unet_hooks, text_hooks, masks)
 
 
 @contextmanager

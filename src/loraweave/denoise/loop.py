@@ -75,6 +75,12 @@ class StepScheduler:
         accepted = inspect.signature(self.inner.step).parameters
         self._extra = {"generator": generator} if "generator" in accepted else {}
 
+    def copy(self) -> "StepScheduler":
+        """Another one in the same state; both draw their noise from the same generator."""
+        other = copy.copy(self)
+        other.inner = copy.deepcopy(self.inner)
+        return other
+
     @property
     def timesteps(self) -> Tensor:
         """Timesteps in the order of the run."""

@@ -6,9 +6,12 @@ region covers belongs to the base model.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
@@ -19,8 +22,48 @@ from ..scene import Region
 LARGEST_MASK = 8192  # pixels a side
 
 
+Mask = Region | Float[Tensor, "h w"]
+"""A region of a scene, or a mask that a program has at hand, values in [0, 1]."""
+
+
+def as_mask(name: str, given: Any) -> Mask:
+    """What a program may give as a region: a `Region`, a box, a picture, an array or a tensor.
+
+    Args:
+        name: of the concept, for errors.
+        given: (left, top, right, bottom) as fractions; or values in [0, 1] (or 8-bit, or booleans)
+            of shape (h, w), white where the concept may be.
+
+    Raises:
+        RegionError: nothing of these, not two-dimensional, out of range or black everywhere.
+    """
+    if isinstance(given, Region):
+        return given
+    if isinstance(given, tuple | list) and len(given) == 4:
+        return Region(box=tuple(given))
+    if isinstance(given, str | Path):
+        return Region(image=Path(given))
+    if isinstance(given, Image.Image):
+        given = np.array(given.convert("L"))
+    if isinstance(given, np.ndarray):
+        given = torch.from_numpy(given / 255.0 if given.dtype == np.uint8 else given.copy())
+    if not isinstance(given, Tensor):
+        raise RegionError(
+            f"the region of {name!r} is a {type(given).__name__}; give a box of four fractions, a "
+            "mask picture, or an array of shape (h, w)"
+        )
+    mask = given.detach().float().cpu()
+    if mask.ndim != 2 or not mask.numel():
+        raise RegionError(f"the mask of {name!r} has the shape {tuple(mask.shape)}, not (h, w)")
+    if not (mask.isfinite().all() and 0 <= mask.min() and mask.max() <= 1):
+        raise RegionError(f"the mask of {name!r} has values outside [0, 1]")
+    if not mask.any():
+        raise RegionError(f"the mask of {name!r} is 0 everywhere")
+    return mask
+
+
 def region_masks(
-    regions: Mapping[str, Region], names: Sequence[str], size: tuple[int, int]
+    regions: Mapping[str, Mask], names: Sequence[str], size: tuple[int, int]
 ) -> Float[Tensor, "N H W"]:
     """Masks of concepts in [0, 1]; at every cell they sum to 1 at most.
 
@@ -52,7 +95,9 @@ def shared(masks: Float[Tensor, "N H W"]) -> Float[Tensor, "N H W"]:
     return masks / masks.sum(0, keepdim=True).clamp(min=1)
 
 
-def _mask(name: str, region: Region, size: tuple[int, int]) -> Float[Tensor, "H W"]:
+def _mask(name: str, region: Mask, size: tuple[int, int]) -> Float[Tensor, "H W"]:
+    if isinstance(region, Tensor):
+        return F.interpolate(region[None, None], size, mode="area")[0, 0]
     if region.box is not None:
         x0, y0, x1, y1 = region.box
         rows, columns = _inside(y0, y1, size[0]), _inside(x0, x1, size[1])

@@ -4,13 +4,16 @@ from typing import Any
 
 from ..errors import MethodError
 from .base import Method, MethodSettings
+from .attend_and_excite import AttendAndExcite
 from .clora import CLoRA, CLoRASettings
 from .composite import Composite
+from .conform import Conform
 from .masked import Masked
 from .merge import Merge
+from .omg import OMG
 from .switch import Switch
 
-METHODS: dict[str, type[Method]] = {m.name: m for m in (CLoRA, Merge, Composite, Switch, Masked)}
+METHODS: dict[str, type[Method]] = {m.name: m for m in (CLoRA, Merge, Composite, Switch, Masked, OMG, AttendAndExcite, Conform)}
 
 
 def get_method(name: str, settings: MethodSettings | dict[str, Any] | None = None) -> Method:
@@ -25,6 +28,6 @@ def get_method(name: str, settings: MethodSettings | dict[str, Any] | None = Non
 
 
 __all__ = [
-    "METHODS", "CLoRA", "CLoRASettings", "Composite", "Masked", "Merge", "Method",
-    "MethodSettings", "Switch", "get_method",
+    "METHODS", "AttendAndExcite", "CLoRA", "CLoRASettings", "Composite", "Conform", "Masked",
+    "Merge", "Method", "MethodSettings", "OMG", "Switch", "get_method",
 ]  # fmt: skip

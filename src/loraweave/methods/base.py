@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from ..denoise.composition import Composition
     from ..denoise.executor import Executor
     from ..denoise.loop import Stage, StepScheduler
+    from ..lora.adapter import Adapter
+    from ..scene import Scene
 
 
 class MethodSettings(BaseModel):
@@ -33,6 +35,7 @@ class Method:
     passes: ClassVar[str]  # rows of the denoiser for one step, in words
     least_concepts: ClassVar[int] = 1
     regions: ClassVar[str] = "no"  # in words
+    extra_models: ClassVar[str] = "no"  # in words
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
 
     def __init__(self, settings: MethodSettings | dict[str, Any] | None = None):
@@ -54,6 +57,10 @@ class Method:
                 f"{self.name} needs at least {self.least_concepts} concept in the prompt and "
                 f"found {found}; mark one as [trigger noun](lora)"
             )
+
+    def extra_adapters(self, scene: Scene, adapters: Mapping[str, Adapter]) -> dict[str, Adapter]:
+        """Adapters that the method makes of the scene's own, by name."""
+        return {}
 
     def stages(
         self, composition: Composition, executor: Executor, scheduler: StepScheduler

@@ -67,7 +67,7 @@ class MaskedStage(Stage):
         if settings.layout == "strips":
             masks = strip_masks(len(names), size)
         else:
-            masks = region_masks(composition.scene.regions, names, size)
+            masks = region_masks(composition.regions, names, size)
         self.masks = with_base(masks).to(backbone.device, backbone.dtype)  # (P, H, W)
 
     def predict(self, latents: Tensor, i: int, t: Tensor) -> Float[Tensor, "B C h w"]:

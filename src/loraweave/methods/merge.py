@@ -1,28 +1,66 @@
-"""Merge: the weighted sum of all LoRAs, active everywhere at every step.
+"""Merge: all LoRAs as one, active everywhere at every step.
 
-What `pipe.set_adapters([...], weights)` does in diffusers. One prompt with all triggers, one row
-per half and step, whatever the number of LoRAs. The concepts share every layer and every place,
-so they blend.
+The weighted sum is what `pipe.set_adapters([...], weights)` does in diffusers. One prompt with all
+triggers, one row per half and step, whatever the number of LoRAs. The concepts share every layer
+and every place, so they blend. Other rules (TIES, DARE, pruning) and a low rank by SVD work on the
+whole deltas (`lora/merging.py` says why).
 """
 
+from collections.abc import Mapping
+
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 
 from ..denoise.composition import Composition
 from ..denoise.executor import Executor
 from ..denoise.loop import Stage, StepScheduler, guided
 from ..layout.masks import strengths
-from .base import Method
+from ..lora.adapter import Adapter
+from ..lora.merging import Rule, merged_adapter
+from ..prompt import full_prompt
+from ..scene import Scene
+from .base import Method, MethodSettings
+
+MERGED = "merged LoRAs"  # no name of a LoRA has a space
+
+
+class MergeSettings(MethodSettings):
+    """Settings of merging.
+
+    Attributes:
+        rule: how the deltas are put together.
+        density: share of a delta's entries that pruning rules keep.
+        rank: the result is reduced to this rank by SVD; not reduced if None.
+        seed: of what `dare` drops.
+    """
+
+    rule: Rule = "sum"
+    density: float = Field(0.5, gt=0, le=1)
+    rank: int | None = Field(None, ge=1)
+    seed: int = Field(0, ge=0)
 
 
 class Merge(Method):
-    """The exact weighted sum of all LoRAs."""
+    """All LoRAs as one."""
 
     name = "merge"
     summary = "weighted sum of all LoRAs, everywhere, always"
-    source = "Hu et al. 2021 (LoRA), diffusers set_adapters"
+    source = "Hu et al. 2021 (LoRA), diffusers set_adapters; TIES 2306.01708; DARE 2311.03099"
     passes = "1"
     least_concepts = 0
+    Settings = MergeSettings
+
+    def extra_adapters(self, scene: Scene, adapters: Mapping[str, Adapter]) -> dict[str, Adapter]:
+        own = self.settings
+        assert isinstance(own, MergeSettings)
+        if not scene.concepts or (own.rule == "sum" and own.rank is None):
+            return {}
+        weighted = [(adapters[c.name], c.weight) for c in scene.concepts]
+        merged = merged_adapter(
+            MERGED, weighted, own.rule, density=own.density, rank=own.rank, seed=own.seed
+        )
+        return {MERGED: merged}
 
     def stages(
         self, composition: Composition, executor: Executor, scheduler: StepScheduler
@@ -35,7 +73,11 @@ class MergeStage(Stage):
 
     def __init__(self, composition: Composition, executor: Executor, scheduler: StepScheduler):
         super().__init__(scheduler)
-        self.passes = [composition.merged_pass()]
+        if MERGED in composition.adapters:
+            one = [(composition.adapters[MERGED], 1.0)]
+            self.passes = [composition.make_pass(full_prompt(composition.scene.parsed), one)]
+        else:
+            self.passes = [composition.merged_pass()]
         self.guidance = composition.scene.guidance_scale
         self.executor = executor
         self._words = [self.passes[0].words.of(c.name) for c in composition.concepts]

@@ -1,42 +1,18 @@
-"""Methods on the same scenes, judged: rates with intervals, and paired differences.
-
-Beside the methods there are two yardsticks: `base` draws the scene's plain nouns without any
-LoRA, and `alone` draws each concept in a picture of its own, which no method can surpass.
-"""
+"""Methods on the same scenes, judged: rates with intervals, and paired differences."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
-from ..api import compose
 from ..evaluate.bootstrap import bootstrap
 from ..evaluate.figures import labelled_grid
-from ..loading import load
 from ..methods import get_method
 from ..progress import track
-from .judge import load_judge
-from .prompts import ConceptScene, marked_prompt, plain_prompt
-from .shipped import lora_file
-
-YARDSTICKS = ("base", "alone")
-
-
-@dataclass(frozen=True)
-class Judged:
-    """One scene by one method: its pictures (several for `alone`) and the outcomes."""
-
-    images: list[Image.Image]
-    outcomes: dict[str, str]
-
-    @property
-    def right(self) -> float:
-        """Share of the concepts that are right."""
-        return sum(o == "right" for o in self.outcomes.values()) / len(self.outcomes)
+from .judged import YARDSTICKS, Judged, SceneDrawer
+from .prompts import ConceptScene
 
 
 def compare_methods(
@@ -57,33 +33,15 @@ def compare_methods(
     Raises:
         MethodError: unknown method or setting.
     """
-    pipe, judge = load("miniature", device="cpu"), load_judge()
-    for method in set(methods) - set(YARDSTICKS):
-        get_method(method, (settings or {}).get(method, {}))
-
-    def draw(prompt: str, seed: int, names: Sequence[str], method: str) -> Image.Image:
-        return compose(
-            pipe, prompt, loras={n: lora_file(n) for n in names}, method=method,
-            settings=(settings or {}).get(method), num_inference_steps=steps, progress=False,
-            generator=torch.Generator().manual_seed(seed),
-        ).images[0]  # fmt: skip
-
-    def judged(scene: ConceptScene, method: str) -> Judged:
-        names, place = scene.names, scene.background
-        if method == "alone":
-            images = [draw(marked_prompt([n], place), scene.seed, [n], "merge") for n in names]
-            verdicts = [judge.examine(image, [n]) for n, image in zip(names, images)]
-            return Judged(images, {n: v.outcomes[n] for n, v in zip(names, verdicts)})
-        if method == "base":
-            image = draw(plain_prompt(names, place), scene.seed, [], "merge")
-        else:
-            image = draw(scene.prompt, scene.seed, names, method)
-        return Judged([image], dict(judge.examine(image, names).outcomes))
-
+    own = settings or {}
+    for method in methods:
+        if method not in YARDSTICKS:
+            get_method(method, own.get(method, {}))
+    drawer = SceneDrawer()
     results: dict[str, list[Judged]] = {method: [] for method in methods}
     for scene in track(scenes, "compare", total=len(scenes)):
         for method in methods:
-            results[method].append(judged(scene, method))
+            results[method].append(drawer.draw(scene, method, own.get(method), steps))
     return results
 
 

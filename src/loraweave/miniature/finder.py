@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Bool
 from PIL import Image
 
+from ..detect.components import components
 from ..errors import ModelNotFound
-from .segmenter import Segmenter, components, load_segmenter
+from .segmenter import Segmenter, load_segmenter
 from .shipped import WEIGHTS
 from .world import KINDS
 

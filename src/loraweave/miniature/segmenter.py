@@ -7,15 +7,13 @@ methods that look at a picture while they draw it, so that none is judged by its
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from PIL import Image
 from safetensors.torch import load_file
-from scipy import ndimage
 from torch import Tensor, nn
 
 from .codec import pixels_of
@@ -66,14 +64,6 @@ class Segmenter(nn.Module):
         """Class at each place, s = SIDE / 2; 0 is background."""
         resized = [i.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC) for i in images]
         return self(pixels_of(resized)).argmax(1).numpy()
-
-
-def components(where: Bool[np.ndarray, "h w"], least: float) -> list[Bool[np.ndarray, "h w"]]:
-    """Connected parts of a mask that cover at least `least` places, from left to right."""
-    labels, count = cast(tuple[np.ndarray, int], ndimage.label(where))
-    parts = [labels == number for number in range(1, count + 1)]
-    parts = [part for part in parts if part.sum() >= least]
-    return sorted(parts, key=lambda part: int(np.nonzero(part.any(0))[0][0]))
 
 
 def load_segmenter(path: Path, classes: int) -> Segmenter:

@@ -19,9 +19,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ...detect.components import components
 from ...errors import ModelNotFound
 from ..concepts import KNOWN
-from ..segmenter import Segmenter, components, load_segmenter
+from ..segmenter import Segmenter, load_segmenter
 from ..shipped import WEIGHTS
 from .identity import IdentityEncoder, crop_of, crops_tensor
 from .verdict import Instance, Thresholds, Verdict, decide

@@ -1,0 +1,108 @@
+"""A job: one scene by one method with all that its outcome depends on.
+
+Its key is a hash of that description, so a finished job is found again whatever file or order it
+came in, and a change of a default, of the miniature or of the package makes it a new one.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .. import __version__
+from ..errors import MethodError
+from ..methods import get_method
+from ..miniature.judged import YARDSTICKS
+from ..miniature.prompts import SUITES, ConceptScene, Split, scenes
+from ..miniature.shipped import WEIGHTS
+
+SIZES = {"quick": (15, 2), "full": (20, 2)}
+"""Number of scenes, and of noises for each."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to be drawn and judged.
+
+    Attributes:
+        suite, split: where the scene is from.
+        names, background, seed: the scene.
+        method: or yardstick.
+        settings: all of the method's, defaults too.
+        steps: of denoising.
+        miniature, package: versions.
+    """
+
+    suite: str
+    split: Split
+    names: tuple[str, ...]
+    background: str
+    seed: int
+    method: str
+    settings: Mapping[str, Any]
+    steps: int
+    miniature: str
+    package: str
+
+    @property
+    def scene(self) -> ConceptScene:
+        """The scene alone."""
+        return ConceptScene(self.names, self.background, self.seed)
+
+    @property
+    def key(self) -> str:
+        """The first 16 hexadecimal digits of SHA-256 of the description."""
+        text = json.dumps(self.description(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def description(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {**asdict(self), "names": list(self.names), "settings": dict(self.settings)}
+
+
+def suite_jobs(
+    suite: str, methods: Sequence[str], size: str = "quick", *, split: Split = "report",
+    steps: int = 50, settings: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[Job]:  # fmt: skip
+    """The jobs of a suite, scene by scene.
+
+    Args:
+        suite: a name of `SUITES`.
+        methods: of `loraweave.METHODS`, or yardsticks.
+        size: a name of `SIZES`.
+        split: `report`, or `tuning` for choosing settings.
+        steps: of denoising.
+        settings: by method, where they are not the defaults.
+
+    Raises:
+        MethodError: no such suite, size, method or setting.
+    """
+    for kind, name, known in (("suite", suite, SUITES), ("size", size, SIZES)):
+        if name not in known:
+            raise MethodError(f"no {kind} {name!r}; there are: {', '.join(known)}")
+    own = {method: _settings(method, (settings or {}).get(method, {})) for method in methods}
+    count, seeds = SIZES[size]
+    version = miniature_version()
+    return [
+        Job(suite, split, scene.names, scene.background, scene.seed, method, own[method], steps,
+            version, __version__)
+        for scene in scenes(suite, split, count, seeds)
+        for method in methods
+    ]  # fmt: skip
+
+
+def _settings(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    if method in YARDSTICKS:
+        return dict(given)
+    defaults = {"masked": {"layout": "strips"}}.get(method, {})  # suites have no boxes
+    return get_method(method, {**defaults, **given}).settings.model_dump(mode="json")
+
+
+def miniature_version() -> str:
+    """The first 12 hexadecimal digits of a hash over the weights that ship."""
+    digest = hashlib.sha256()
+    for path in sorted(WEIGHTS.rglob("*.safetensors")):
+        digest.update(f"{path.relative_to(WEIGHTS)} {path.stat().st_size}".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,73 @@
+"""Rates of a suite's results, with intervals and paired differences."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import SceneError
+from ..evaluate.bootstrap import bootstrap
+from ..miniature.judge.verdict import OUTCOMES
+from .jobs import Job
+from .run import read_results, result_file
+
+Results = dict[tuple, dict[str, Any]]
+
+
+def report(jobs: Sequence[Job], folder: Path, against: str | None = None) -> dict[str, Any]:
+    """By method: success of concepts and pictures, classes of failure, cost, differences.
+
+    Intervals are 95 % bootstrap intervals over scene-seeds; differences (in the share of right
+    concepts) are over the scene-seeds that both methods have.
+
+    Args:
+        jobs: what is reported; those that are not finished are counted as `open`.
+        folder: where the files are.
+        against: the method that the others are compared with; none if None.
+
+    Raises:
+        SceneError: nothing is finished.
+    """
+    by_method: dict[str, Results] = {}
+    missing: dict[str, int] = {}
+    files: dict[Path, dict[str, dict[str, Any]]] = {}
+    for job in jobs:
+        results = by_method.setdefault(job.method, {})
+        path = result_file(folder, job.suite, job.method)
+        if path not in files:
+            files[path] = read_results(path)
+        found = files[path].get(job.key)
+        if found is None:
+            missing[job.method] = missing.get(job.method, 0) + 1
+        else:
+            results[job.suite, job.names, job.background, job.seed] = found
+    if not any(by_method.values()):
+        raise SceneError(f"nothing of this is finished in {folder}; use `loraweave bench run`")
+    table = {method: _rates(rows, missing.get(method, 0)) for method, rows in by_method.items()}
+    if against in by_method:
+        for method, rows in by_method.items():
+            both = rows.keys() & by_method[against].keys()
+            if method != against and both:
+                differences = [_right(rows[k]) - _right(by_method[against][k]) for k in sorted(both)]
+                table[method][f"minus_{against}"] = bootstrap(differences).as_dict()
+    return table
+
+
+def _rates(rows: Results, missing: int) -> dict[str, Any]:
+    if not rows:
+        return {"scenes": 0, "open": missing}
+    right = [_right(row) for row in rows.values()]
+    outcomes = [o for row in rows.values() for o in row["outcomes"].values()]
+    keys = next(iter(rows.values()))["cost"]
+    return {
+        "scenes": len(rows),
+        "open": missing,
+        "concepts_right": bootstrap(right).as_dict(),
+        "pictures_right": bootstrap([float(value == 1) for value in right]).as_dict(),
+        "outcomes": {o: outcomes.count(o) for o in OUTCOMES},
+        "cost": {key: sum(row["cost"][key] for row in rows.values()) / len(rows) for key in keys},
+    }
+
+
+def _right(row: dict[str, Any]) -> float:
+    outcomes = row["outcomes"].values()
+    return sum(outcome == "right" for outcome in outcomes) / len(outcomes)

@@ -1,0 +1,89 @@
+"""`loraweave bench`: suites of scenes, run so that they resume, and reported."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from . import options
+from .for_each import by_method
+
+app = typer.Typer(no_args_is_help=True, help="Run suites of scenes by several methods.")
+
+Suite = Annotated[str, typer.Argument(help="pairs, same_class, three, four or five.")]
+Methods = Annotated[
+    str, typer.Option(help="Names with commas; base, alone and true_masks are yardsticks.")
+]
+Size = Annotated[Literal["quick", "full"], typer.Option(help="30 or 40 scene-seeds.")]
+Split = Annotated[
+    Literal["report", "tuning"],
+    typer.Option(help="Choose settings on tuning scenes, report on the others."),
+]
+Steps = Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps.")]
+Results = Annotated[Path, typer.Option("--results", help="Folder of the results.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="METHOD.KEY=VALUE", help="A setting of one method; repeatable."),
+]
+
+
+@app.command()
+def run(
+    suite: Suite = "pairs",
+    methods: Methods = "merge,clora",
+    size: Size = "quick",
+    split: Split = "report",
+    steps: Steps = 50,
+    settings: Settings = None,
+    results: Results = Path("results"),
+    as_json: options.AsJson = False,
+) -> None:
+    """Draw and judge what is not finished yet; one file a method in RESULTS/SUITE."""
+    from ..bench import run_jobs
+    from ..progress import silence_libraries
+
+    jobs = _jobs(suite, methods, size, split, steps, settings)
+    silence_libraries()
+    counts = run_jobs(jobs, results)
+    if as_json:
+        typer.echo(json.dumps(counts))
+    else:
+        typer.echo(f"{counts['run']} jobs run, {counts['found']} were finished before")
+
+
+@app.command()
+def report(
+    suite: Suite = "pairs",
+    methods: Methods = "merge,clora",
+    size: Size = "quick",
+    split: Split = "report",
+    steps: Steps = 50,
+    settings: Settings = None,
+    results: Results = Path("results"),
+    against: Annotated[
+        str | None, typer.Option(help="Compare the others with this method, scene by scene.")
+    ] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Rates of what is finished, with 95 % bootstrap intervals and paired differences."""
+    from ..bench import report as made
+    from .report import show_values
+
+    table = made(_jobs(suite, methods, size, split, steps, settings), results, against)
+    if as_json:
+        typer.echo(json.dumps(table, indent=2))
+    else:
+        show_values(table)
+
+
+def _jobs(
+    suite: str, methods: str, size: str, split: Literal["report", "tuning"], steps: int,
+    settings: list[str] | None,
+) -> list:  # fmt: skip
+    from ..bench import suite_jobs
+    from ..miniature.judged import YARDSTICKS
+
+    names = list(dict.fromkeys(name.strip() for name in methods.split(",")))
+    own = by_method(names, options.read_settings(settings), YARDSTICKS)
+    return suite_jobs(suite, names, size, split=split, steps=steps, settings=own)

@@ -1,0 +1,147 @@
+"""Several LoRAs as one update per layer, in the space of weight deltas.
+
+Trimming, electing signs and dropping at random mean something for entries of delta W, not for the
+factors of a product: (A1 + A2)(B1 + B2) is not A1 B1 + A2 B2. So every rule here works on whole
+deltas, each times its own alpha / rank once, and a low rank comes last, by SVD, if it is wanted.
+
+Rules: `sum`; `magnitude`, the largest entries of each delta, then sum; `ties` (Yadav et al. 2023),
+the largest entries, then the mean of those that agree with the sign of their sum; `dare` (Yu et al.
+2024), each entry kept with probability `density` and divided by it, then sum; `dare_ties`, both.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import LoraError
+from .adapter import Adapter, LowRank
+
+Rule = Literal["sum", "magnitude", "ties", "dare", "dare_ties"]
+RULES: tuple[Rule, ...] = get_args(Rule)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """One module's update as the whole delta W, of the shape of the module's weight."""
+
+    matrix: Tensor
+
+    def delta(self, x: Tensor, module: nn.Module) -> Tensor:
+        """What this update adds to `module(x)`; see `LowRank.delta`."""
+        if isinstance(module, nn.Conv2d):
+            return F.conv2d(
+                x, self.matrix, None, module.stride, module.padding, module.dilation, module.groups
+            )
+        return F.linear(x, self.matrix)
+
+    def weight(self) -> Tensor:
+        """The whole delta W."""
+        return self.matrix
+
+    def to(self, device: torch.device | str | None, dtype: torch.dtype | None) -> "Dense":
+        return replace(self, matrix=self.matrix.to(device, dtype))
+
+
+def merged_adapter(
+    name: str, adapters: Sequence[tuple[Adapter, float]], rule: Rule = "sum", *,
+    density: float = 0.5, rank: int | None = None, seed: int = 0,
+) -> Adapter:  # fmt: skip
+    """One adapter that acts as several do together.
+
+    Args:
+        name: of the result.
+        adapters: with their weights.
+        rule: how entries are put together.
+        density: share of the entries that is kept, in (0, 1]; `sum` keeps all.
+        rank: the nearest updates of this rank (SVD); whole deltas if None, except that a plain sum
+            keeps its factors side by side, exactly.
+        seed: of what `dare` drops.
+
+    Raises:
+        LoraError: no adapter, no such rule, a density or rank out of range.
+    """
+    if not adapters:
+        raise LoraError("nothing to merge; give at least one LoRA")
+    if rule not in RULES:
+        raise LoraError(f"no merging rule {rule!r}; there are: {', '.join(RULES)}")
+    if not 0 < density <= 1:
+        raise LoraError(f"a density of {density}; it is a share in (0, 1]")
+    if rank is not None and rank < 1:
+        raise LoraError(f"a rank of {rank}; at least 1 is needed")
+    parts: dict[str, dict] = {"unet": {}, "text_encoder": {}}
+    for component, updates in parts.items():
+        paths = {path: None for a, _ in adapters for path in getattr(a, component)}
+        for path in paths:
+            own = [(found, w) for a, w in adapters
+                   if (found := getattr(a, component).get(path)) is not None]  # fmt: skip
+            key = f"{seed}/{component}/{path}"
+            updates[path] = _merged(own, rule, density, rank, key)
+    digest = sha256("".join(f"{a.sha256}{w}{rule}{density}{rank}{seed}" for a, w in adapters).encode())
+    return Adapter(name, parts["unet"], parts["text_encoder"], digest.hexdigest())
+
+
+def _merged(own: Sequence[tuple], rule: Rule, density: float, rank: int | None, key: str):
+    if rule == "sum" and all(isinstance(update, LowRank) for update, _ in own):
+        joined = side_by_side(own)
+        return joined if rank is None or joined.rank <= rank else _factors(joined.weight(), rank)
+    first = own[0][0].weight()
+    deltas = torch.stack([weight * update.weight().float() for update, weight in own])
+    matrix = put_together(deltas, rule, density, key).to(first.dtype)
+    return Dense(matrix) if rank is None else _factors(matrix, rank)
+
+
+def side_by_side(own: Sequence[tuple[LowRank, float]]) -> LowRank:
+    """The exact sum of several updates of one module: their factors beside each other."""
+    down = torch.cat([update.down for update, _ in own])
+    up = torch.cat([update.up * (update.scale * weight) for update, weight in own], 1)
+    return LowRank(down, up, 1.0)
+
+
+def put_together(deltas: Tensor, rule: Rule, density: float, key: str) -> Tensor:
+    """One delta from several weighted ones, (n, ...) -> (...)."""
+    if rule.startswith("dare"):
+        generator = torch.Generator().manual_seed(int(sha256(key.encode()).hexdigest()[:15], 16))
+        kept = torch.rand(deltas.shape, generator=generator) < density
+        deltas = deltas * kept.to(deltas) / density
+    elif rule in ("magnitude", "ties"):
+        deltas = torch.stack([largest(delta, density) for delta in deltas])
+    if not rule.endswith("ties"):
+        return deltas.sum(0)
+    sign = deltas.sum(0).sign()
+    agrees = (deltas.sign() == sign) & (deltas != 0)
+    return (deltas * agrees).sum(0) / agrees.sum(0).clamp(min=1)
+
+
+def largest(delta: Tensor, density: float) -> Tensor:
+    """A delta with all but its largest entries set to zero."""
+    count = max(1, round(density * delta.numel()))
+    kept = torch.zeros(delta.numel(), dtype=torch.bool, device=delta.device)
+    kept[delta.abs().flatten().topk(count).indices] = True
+    return delta * kept.view(delta.shape)
+
+
+def _factors(matrix: Tensor, rank: int) -> LowRank:
+    """The nearest update of a rank, in the Frobenius norm."""
+    flat = matrix.flatten(1).float()
+    rank = min(rank, *flat.shape)
+    u, s, v = torch.linalg.svd(flat, full_matrices=False)
+    root = s[:rank].sqrt()
+    up, down = u[:, :rank] * root, root[:, None] * v[:rank]
+    if matrix.ndim == 4:
+        up, down = up[..., None, None], down.unflatten(1, matrix.shape[1:])
+    return LowRank(down.to(matrix.dtype).contiguous(), up.to(matrix.dtype).contiguous(), 1.0)
+
+
+def relative_error(found: Mapping[str, LowRank], wanted: Mapping[str, Dense | LowRank]) -> float:
+    """Frobenius norm of the difference over that of what was wanted, all layers together."""
+    difference = sum(
+        float((found[p].weight().float() - u.weight().float()).square().sum())
+        for p, u in wanted.items()
+    )
+    whole = sum(float(u.weight().float().square().sum()) for u in wanted.values())
+    return (difference / whole) ** 0.5 if whole else 0.0

@@ -1,0 +1,133 @@
+"""Moving the latents of a merged pass down a loss of its attention maps.
+
+What Attend-and-Excite began and its descendants share: one pass, one gradient at each early step,
+more of them at a few steps, a step size that falls with the square root. Only the loss differs.
+
+`B` pictures, `L` positions, `T` tokens, `W` words.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from ..denoise.composition import Composition
+from ..denoise.executor import Executor, GradientMode
+from ..denoise.loop import StepScheduler
+from .base import MethodSettings
+from .merge import MergeStage
+
+
+class GuidanceSettings(MethodSettings):
+    """Settings of all of them; the defaults are the authors'.
+
+    Attributes:
+        max_update_step: the latent is updated at steps before this one.
+        step_size: at the first step, on the scale of Stable Diffusion 1.5; it falls to .7 of this.
+        step_rule: `literal` takes step_size as it is; `relative` lets step_size 20 move the latent
+            by `relative_step` of its norm at the first update, and never further at once; `auto`
+            is literal on Stable Diffusion 1.x and relative elsewhere.
+        relative_step: see step_rule.
+        sharpen: drop the start token and everything from the end token on, and take the softmax
+            of 100 times the probabilities over the words that are left.
+        smoothing: sigma of the 3x3 Gaussian over the maps as the authors' code gives it, 0 for
+            none. That code divides by (2 sigma)^2 instead of 2 sigma^2, and so does this.
+        gradient: how the gradient is taken.
+    """
+
+    max_update_step: int = Field(25, ge=0)
+    step_size: float = Field(20.0, ge=0)
+    step_rule: Literal["auto", "literal", "relative"] = "auto"
+    relative_step: float = Field(0.004, gt=0, lt=1)
+    sharpen: bool = True
+    smoothing: float = Field(0.5, ge=0)
+    gradient: GradientMode = "auto"
+
+
+class GuidedMergeStage(MergeStage):
+    """A merged pass whose latents follow a loss.
+
+    Subclasses give `loss` and say how often they refine.
+    """
+
+    def __init__(
+        self, composition: Composition, executor: Executor, scheduler: StepScheduler,
+        settings: GuidanceSettings,
+    ):  # fmt: skip
+        super().__init__(composition, executor, scheduler)
+        self.settings = settings
+        words = self.passes[0].words
+        names = [concept.name for concept in composition.concepts]
+        self.nouns = [words.nouns[name] for name in names]
+        self.triggers = [words.triggers.get(name, []) for name in names]
+        self.end = executor.backbone.end_position(self.passes[0].text)
+        rule = settings.step_rule
+        if rule == "auto":
+            rule = "literal" if composition.backbone.published_scale else "relative"
+        self._literal, self._calibration = rule == "literal", torch.empty(0)
+
+    def loss(self, maps: Float[Tensor, "B L T"]) -> Float[Tensor, " B"]:
+        """Of each picture, from maps as `words_of` makes them."""
+        raise NotImplementedError
+
+    def unfinished(self, i: int, n: int, losses: Float[Tensor, " B"]) -> Tensor:
+        """Which pictures go on being refined at step i after n refinements, (B,) booleans."""
+        raise NotImplementedError
+
+    def refine(self, latents: Tensor, i: int, t: Tensor) -> Float[Tensor, "B C h w"]:
+        if i >= self.settings.max_update_step:
+            return latents
+        n, moving = 0, torch.ones(len(latents), dtype=torch.bool, device=latents.device)
+        while True:
+            losses, gradient = self._gradient(latents, t)
+            self.trace.losses.append((i, losses))
+            moving = moving & self.unfinished(i, n, losses)
+            if not moving.any():
+                return latents - self._step(latents, gradient, i)  # the step's own update
+            latents = torch.where(
+                moving.view(-1, 1, 1, 1), latents - self._step(latents, gradient, i), latents
+            )
+            n += 1
+
+    def prepared(self, maps: Float[Tensor, "B L T"]) -> Float[Tensor, "B L T"]:
+        """Maps as the loss sees them; tokens keep their positions."""
+        maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
+        settings = self.settings
+        if settings.sharpen:
+            words = (100 * maps[..., 1 : self.end]).softmax(-1)
+            maps = F.pad(words, (1, maps.shape[-1] - self.end))
+        if settings.smoothing:
+            maps = _smoothed(maps, self._size, settings.smoothing)
+        return maps
+
+    def _gradient(self, latents: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        self._size = self.executor.backbone.map_size(latents)
+        return self.executor.gradient(
+            self.passes, latents, lambda z: self.scheduler.scale(z, t), t,
+            lambda maps: self.loss(self.prepared(maps[:, 0, -1])), mode=self.settings.gradient,
+        )  # fmt: skip
+
+    def _step(self, latents: Tensor, gradient: Tensor, i: int) -> Float[Tensor, "B C h w"]:
+        settings, total = self.settings, len(self.scheduler.timesteps)
+        size = settings.step_size * (1 - 0.5 * i / max(1, total - 1)) ** 0.5
+        if self._literal:
+            return size * gradient
+        norm, length = (x.flatten(1).norm(dim=1).view(-1, 1, 1, 1) for x in (gradient, latents))
+        reach = settings.relative_step * length / norm.clamp(min=torch.finfo(norm.dtype).tiny)
+        if not self._calibration.numel():
+            self._calibration = reach / 20
+        return torch.minimum(size * self._calibration, reach * settings.step_size / 20) * gradient
+
+
+def _smoothed(
+    maps: Float[Tensor, "B L T"], size: tuple[int, int], sigma: float
+) -> Float[Tensor, "B L T"]:
+    """3x3 Gaussian with reflected edges."""
+    line = torch.exp(-((torch.tensor([-1.0, 0, 1]) / (2 * sigma)) ** 2)).to(maps)
+    kernel = (line[:, None] * line / line.sum() ** 2).expand(maps.shape[-1], 1, 3, 3)
+    grid = maps.transpose(1, 2).unflatten(2, size)  # (B, T, h, w)
+    padded = F.pad(grid, (1, 1, 1, 1), mode="reflect")
+    return F.conv2d(padded, kernel, groups=maps.shape[-1]).flatten(2).transpose(1, 2)
