@@ -1,0 +1,89 @@
+"""Jobs, runs that resume, and reports."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from typer.testing import CliRunner
+
+from loraweave import MethodError, SceneError
+from loraweave.bench import report, run_jobs, suite_jobs
+from loraweave.bench.run import result_file
+from loraweave.cli import app
+
+
+@pytest.fixture(scope="module")
+def jobs():
+    return suite_jobs("pairs", ["merge", "base"], steps=1)
+
+
+def test_a_key_says_all_that_an_outcome_depends_on(jobs):
+    assert len({job.key for job in jobs}) == len(jobs) == 15 * 2 * 2
+    assert [j.key for j in suite_jobs("pairs", ["merge", "base"], steps=1)] == [
+        j.key for j in jobs
+    ]
+    first = jobs[0]
+    for change in (
+        {"seed": 1}, {"steps": 2}, {"background": "moon"}, {"names": ("a", "b")},
+        {"method": "clora"}, {"settings": {"rank": 2}}, {"miniature": "x"}, {"package": "9"},
+        {"split": "tuning"},
+    ):  # fmt: skip
+        assert replace(first, **change).key != first.key
+    assert first.settings["rule"] == "sum", "defaults are written down too"
+    tuning = suite_jobs("pairs", ["merge"], split="tuning", steps=1)
+    assert not {(j.names, j.seed) for j in tuning} & {(j.names, j.seed) for j in jobs}
+
+
+def test_what_is_finished_is_not_run_again(jobs, tmp_path):
+    few = jobs[:4]
+    assert run_jobs(few[:2], tmp_path) == {"run": 2, "found": 0}
+    path = result_file(tmp_path, "pairs", "merge")
+    before = path.read_text()
+    assert run_jobs(few, tmp_path) == {"run": 2, "found": 2}
+    found = json.loads(path.read_text())["jobs"]
+    assert json.loads(before)["jobs"].items() <= found.items()
+    again = run_jobs(few, tmp_path)
+    assert again == {"run": 0, "found": 4}
+
+    table = report(few, tmp_path, against="base")
+    assert table["merge"]["scenes"] == table["base"]["scenes"] == 2
+    assert sum(table["merge"]["outcomes"].values()) == 4
+    assert set(table["merge"]["minus_base"]) == {"mean", "low", "high"}
+    assert table["merge"]["cost"]["rows"] == 2
+    assert report(jobs[:6], tmp_path)["merge"]["open"] == 1
+
+
+def test_damaged_results_are_not_overwritten(jobs, tmp_path):
+    path = result_file(tmp_path, "pairs", "merge")
+    path.parent.mkdir()
+    path.write_text("{}")
+    with pytest.raises(SceneError, match="no file of benchmark results"):
+        run_jobs(jobs[:1], tmp_path)
+    assert path.read_text() == "{}"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("pears", ["merge"]), "no suite 'pears'; there are: pairs"),
+        (("pairs", ["merge"], "huge"), "no size 'huge'"),
+        (("pairs", ["mergee"]), "no method 'mergee'"),
+    ],
+)
+def test_unknown_names(given, message):
+    with pytest.raises(MethodError, match=message):
+        suite_jobs(*given)
+
+
+def test_nothing_to_report(jobs, tmp_path):
+    with pytest.raises(SceneError, match="nothing of this is finished"):
+        report(jobs, tmp_path)
+
+
+def test_command_line(tmp_path):
+    result = CliRunner().invoke(app, ["bench", "report", "pairs", "--results", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "loraweave bench run" in result.stderr
+    bad = CliRunner().invoke(app, ["bench", "run", "pairs", "--set", "clora.speed=2"])
+    assert bad.exit_code == 2
+    assert "no setting 'speed'" in bad.stderr

@@ -1,0 +1,162 @@
+"""Merging in delta space, against PEFT and closed-form values."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import loraweave
+from loraweave import LoraError
+from loraweave.lora.adapter import LowRank, load_adapter
+from loraweave.lora.merging import largest, merged_adapter, put_together, relative_error
+from tiny import random_lora, tiny_pipeline
+
+PROMPT = "a [sks cat](a:0.8) and a [zwx dog](b:0.5) in the meadow"
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny_pipeline()
+
+
+@pytest.fixture(scope="module")
+def files(pipe, tmp_path_factory):
+    """Ranks and alphas that differ, as files have them."""
+    folder = tmp_path_factory.mktemp("loras")
+    return {
+        "a": random_lora(pipe, folder / "a.safetensors", rank=4, alpha=1, seed=1, text_encoder=True),
+        "b": random_lora(pipe, folder / "b.safetensors", rank=3, alpha=6, seed=2, convolutions=True),
+    }
+
+
+@pytest.fixture(scope="module")
+def weighted(pipe, files):
+    return [
+        (load_adapter(n, files[n], unet=pipe.unet, text_encoder=pipe.text_encoder), weight)
+        for n, weight in (("a", 0.8), ("b", 0.5))
+    ]
+
+
+def test_the_sum_is_the_sum_of_the_deltas_and_keeps_factors(weighted):
+    merged = merged_adapter("m", weighted)
+    (a, wa), (b, wb) = weighted
+    assert merged.unet.keys() == a.unet.keys() | b.unet.keys()
+    assert merged.text_encoder.keys() == a.text_encoder.keys()
+    for path, update in merged.unet.items():
+        parts = [w * x.unet[path].weight() for x, w in ((a, wa), (b, wb)) if path in x.unet]
+        torch.testing.assert_close(update.weight(), sum(parts), atol=1e-6, rtol=1e-5)
+        assert update.rank == sum(x.unet[path].rank for x in (a, b) if path in x.unet)
+
+
+def test_the_sum_is_pefts_cat(pipe, files, weighted):
+    """`cat` is the one rule of PEFT that is an exact sum (its others act on the factors)."""
+    own = tiny_pipeline()
+    for name, path in files.items():
+        own.load_lora_weights(path.parent, weight_name=path.name, adapter_name=name)
+    merged = merged_adapter("m", weighted)
+    paths = [p for p in weighted[0][0].unet if p in weighted[1][0].unet]
+    assert paths
+    for path in paths:
+        layer = own.unet.get_submodule(path)
+        expected = 0.8 * layer.get_delta_weight("a") + 0.5 * layer.get_delta_weight("b")
+        torch.testing.assert_close(merged.unet[path].weight(), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rule", ["sum", "magnitude", "ties", "dare", "dare_ties"])
+def test_keeping_everything_is_the_sum_or_its_mean(rule):
+    deltas = torch.tensor([[1.0, -2.0, 3.0], [2.0, -1.0, 1.0]])
+    found = put_together(deltas, rule, 1.0, "k")
+    expected = deltas.mean(0) if rule.endswith("ties") else deltas.sum(0)
+    torch.testing.assert_close(found, expected)
+
+
+def test_ties_by_hand():
+    deltas = torch.tensor([[4.0, -3.0, 0.1, 2.0], [-1.0, -5.0, 3.0, 0.2]])
+    # the larger half of each: [4, -3, 0, 0] and [0, -5, 3, 0]
+    assert put_together(deltas, "ties", 0.5, "").tolist() == [4.0, -4.0, 3.0, 0.0]
+    assert put_together(deltas, "magnitude", 0.5, "").tolist() == [4.0, -8.0, 3.0, 0.0]
+    against = torch.tensor([[4.0], [-1.0], [2.0]])  # the sign of the sum is +; -1 does not agree
+    assert put_together(against, "ties", 1.0, "").tolist() == [3.0]
+
+
+@settings(max_examples=25, deadline=None)
+@given(density=st.floats(0.05, 1.0), size=st.integers(1, 60), seed=st.integers(0, 99))
+def test_the_largest_entries_are_kept(density, size, seed):
+    delta = torch.randn(size, generator=torch.Generator().manual_seed(seed))
+    found = largest(delta, density)
+    kept = found != 0
+    assert kept.sum() == max(1, round(density * size))
+    assert torch.equal(found[kept], delta[kept])
+    if not kept.all():
+        assert found[kept].abs().min() >= delta[~kept].abs().max()
+
+
+def test_dare_keeps_the_mean_and_follows_its_seed():
+    ones = torch.ones(1, 40_000)
+    found = put_together(ones, "dare", 0.25, "0/unet/x")
+    assert set(found.unique().tolist()) == {0.0, 4.0}
+    assert found.mean().item() == pytest.approx(1, abs=0.04)  # 4.6 standard errors
+    assert torch.equal(found, put_together(ones, "dare", 0.25, "0/unet/x"))
+    assert not torch.equal(found, put_together(ones, "dare", 0.25, "1/unet/x"))
+
+
+def test_a_low_rank_is_the_nearest(weighted):
+    whole, small = merged_adapter("m", weighted), merged_adapter("m", weighted, rank=2)
+    errors = []
+    for path, update in small.unet.items():
+        assert update.rank <= 2
+        flat = whole.unet[path].weight().flatten(1)
+        values = torch.linalg.svdvals(flat)
+        difference = (update.weight().flatten(1) - flat).norm()
+        torch.testing.assert_close(difference, values[2:].norm(), atol=1e-4, rtol=1e-3)
+        errors.append(difference)
+    assert max(errors) > 0.01
+    assert 0 < relative_error(small.unet, whole.unet) < 1
+    full = merged_adapter("m", weighted, rank=64)
+    assert relative_error(full.unet, whole.unet) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rule": "linear"}, "no merging rule 'linear'; there are: sum"),
+        ({"density": 0}, "a share in"),
+        ({"rank": 0}, "at least 1"),
+    ],
+)
+def test_bad_settings(weighted, changes, message):
+    with pytest.raises(LoraError, match=message):
+        merged_adapter("m", weighted, **changes)
+    with pytest.raises(LoraError, match="nothing to merge"):
+        merged_adapter("m", [])
+
+
+def draw(pipe, files, **settings):
+    return loraweave.compose(
+        pipe, PROMPT, loras=files, method="merge", settings=settings, num_inference_steps=3,
+        generator=torch.Generator().manual_seed(2), output_type="latent", progress=False,
+    ).images  # fmt: skip
+
+
+def test_the_method_draws_with_every_rule(files):
+    double = tiny_pipeline().to(torch.float64)
+    plain = draw(double, files)
+    torch.testing.assert_close(draw(double, files, rank=64), plain, atol=1e-4, rtol=0)
+    seen = [plain]
+    for rule in ("magnitude", "ties", "dare", "dare_ties"):
+        found = draw(double, files, rule=rule)
+        assert torch.equal(found, draw(double, files, rule=rule))
+        assert not any(torch.allclose(found, other, atol=1e-3) for other in seen)
+        seen.append(found)
+
+
+def test_dense_updates_act_as_low_rank_ones(pipe, weighted):
+    from loraweave.lora.merging import Dense
+
+    for path, update in weighted[1][0].unet.items():
+        layer = pipe.unet.get_submodule(path)
+        shape = (2, layer.in_channels, 6, 6) if hasattr(layer, "in_channels") else (2, 5, layer.in_features)
+        x = torch.randn(shape)
+        dense = Dense(update.weight())
+        assert isinstance(update, LowRank)
+        torch.testing.assert_close(dense.delta(x, layer), update.delta(x, layer), atol=1e-4, rtol=1e-3)
