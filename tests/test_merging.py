@@ -11,6 +11,8 @@ from loraweave.lora.adapter import LowRank, load_adapter
 from loraweave.lora.merging import largest, merged_adapter, put_together, relative_error
 from tiny import random_lora, tiny_pipeline
 
+pytestmark = pytest.mark.filterwarnings("ignore:Already found a .peft_config.:UserWarning")
+
 PROMPT = "a [sks cat](a:0.8) and a [zwx dog](b:0.5) in the meadow"
 
 

@@ -13,23 +13,19 @@ def methods(as_json: options.AsJson = False) -> None:
     """List the methods and their settings."""
     from ..methods import METHODS
 
-    listed = [
-        {
-            "name": method.name,
-            "summary": method.summary,
-            "passes": method.passes,
-            "source": method.source,
-            "settings": method.Settings().model_dump(mode="json"),
-        }
-        for method in METHODS.values()
-    ]
+    listed = [method.capabilities() for method in METHODS.values()]
     if as_json:
         typer.echo(json.dumps(listed, indent=2))
         return
-    table = _table("method", "what it does", "passes a step", "source", "settings (--set)")
+    columns = {
+        "method": "name", "what it does": "summary", "passes a step": "calls_per_step",
+        "regions": "regions", "extra models": "extra_models", "training": "training",
+        "concepts": "max_concepts", "source": "source",
+    }  # fmt: skip
+    table = _table(*columns, "settings (--set)")
     for method in listed:
         settings = [f"{key}={json.dumps(value)}" for key, value in method["settings"].items()]
-        words = [method[key] for key in ("name", "summary", "passes", "source")]
+        words = [str(method[key]) for key in columns.values()]
         table.add_row(*words, "\n".join(settings) or "none")
     show(table)
 

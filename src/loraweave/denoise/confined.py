@@ -63,6 +63,16 @@ class Confined:
             record: also attend to every owner's text everywhere, at the reading sites.
         """
         count = 2 if halves == "both" else 1
+        most = self.executor.pass_batch
+        if most and len(latents) > 1 and len(latents) * count > most:
+            size = max(1, most // count)
+            masks = masks.expand(len(latents), -1, -1, -1)
+            parts = [
+                self.evaluate(m, z, t, halves=halves, record=record)
+                for m, z in zip(masks.split(size), latents.split(size))
+            ]
+            maps = torch.cat([p.maps for p in parts if p.maps is not None]) if record else None
+            return Evaluation(torch.cat([p.noise for p in parts if p.noise is not None]), maps)
         rows = latents.repeat_interleave(count, 0)
         self._masks = masks.expand(len(latents), -1, -1, -1).repeat_interleave(count, 0)
         self._halves = slice(None) if halves == "both" else slice(1, None)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..errors import MethodError
+from ..scene import MAX_CONCEPTS
 
 if TYPE_CHECKING:
     from ..denoise.composition import Composition
@@ -26,16 +27,29 @@ class MethodSettings(BaseModel):
 class Method:
     """A way to compose.
 
-    Subclasses set `name`, `summary`, `source`, `passes` and `Settings`, and give stages.
+    Subclasses set what differs from here, and give stages.
+
+    Attributes:
+        name: in prompts of the command line and in records.
+        summary, source: one line each.
+        passes: rows of the denoiser for each half of a step, in words.
+        training: what has to be trained for it first, in words.
+        regions: whether it takes or needs regions, in words.
+        extra_models: what it needs beside the base model, in words.
+        any_lora: whether ordinary LoRA files work.
+        least_concepts, max_concepts: how many there may be in a scene.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     source: ClassVar[str]
-    passes: ClassVar[str]  # rows of the denoiser for one step, in words
+    passes: ClassVar[str]
+    training: ClassVar[str] = "no"
+    regions: ClassVar[str] = "no"
+    extra_models: ClassVar[str] = "no"
+    any_lora: ClassVar[bool] = True
     least_concepts: ClassVar[int] = 1
-    regions: ClassVar[str] = "no"  # in words
-    extra_models: ClassVar[str] = "no"  # in words
+    max_concepts: ClassVar[int] = MAX_CONCEPTS
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
 
     def __init__(self, settings: MethodSettings | dict[str, Any] | None = None):
@@ -48,6 +62,17 @@ class Method:
                 raise MethodError(_readable(self.name, self.Settings, error)) from None
         assert isinstance(own, MethodSettings)
         self.settings: MethodSettings = own
+
+    @classmethod
+    def capabilities(cls) -> dict[str, Any]:
+        """What it needs and what it takes; plain data."""
+        return {
+            "name": cls.name, "training": cls.training, "regions": cls.regions,
+            "extra_models": cls.extra_models, "any_lora": cls.any_lora,
+            "calls_per_step": cls.passes, "least_concepts": cls.least_concepts,
+            "max_concepts": cls.max_concepts, "summary": cls.summary, "source": cls.source,
+            "settings": cls.Settings().model_dump(mode="json"),
+        }  # fmt: skip
 
     def check(self, composition: Composition) -> None:
         """Raise MethodError if the method cannot draw this scene."""
