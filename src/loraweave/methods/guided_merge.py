@@ -31,8 +31,10 @@ class GuidanceSettings(MethodSettings):
             by `relative_step` of its norm at the first update, and never further at once; `auto`
             is literal on Stable Diffusion 1.x and relative elsewhere.
         relative_step: see step_rule.
-        sharpen: drop the start token and everything from the end token on, and take the softmax
-            of 100 times the probabilities over the words that are left.
+        sharpen: take the softmax of 100 times the probabilities over the tokens, without the first
+            and the last of the text encoder's positions.
+        normalize_eot: leave out the end token and the padding there, too, as the authors do for
+            Stable Diffusion 2.1.
         smoothing: sigma of the 3x3 Gaussian over the maps as the authors' code gives it, 0 for
             none. That code divides by (2 sigma)^2 instead of 2 sigma^2, and so does this.
         gradient: how the gradient is taken.
@@ -43,6 +45,7 @@ class GuidanceSettings(MethodSettings):
     step_rule: Literal["auto", "literal", "relative"] = "auto"
     relative_step: float = Field(0.004, gt=0, lt=1)
     sharpen: bool = True
+    normalize_eot: bool = False
     smoothing: float = Field(0.5, ge=0)
     gradient: GradientMode = "auto"
 
@@ -74,17 +77,23 @@ class GuidedMergeStage(MergeStage):
         raise NotImplementedError
 
     def unfinished(self, i: int, n: int, losses: Float[Tensor, " B"]) -> Tensor:
-        """Which pictures go on being refined at step i after n refinements, (B,) booleans."""
+        """Which pictures are refined once more at step i after n refinements, (B,) booleans.
+
+        `losses` are those that the refinement before looked at, as in the authors' code, which so
+        moves once more after the goal is reached.
+        """
         raise NotImplementedError
 
     def refine(self, latents: Tensor, i: int, t: Tensor) -> Float[Tensor, "B C h w"]:
         if i >= self.settings.max_update_step:
             return latents
         n, moving = 0, torch.ones(len(latents), dtype=torch.bool, device=latents.device)
+        former = None
         while True:
             losses, gradient = self._gradient(latents, t)
             self.trace.losses.append((i, losses))
-            moving = moving & self.unfinished(i, n, losses)
+            moving = moving & self.unfinished(i, n, losses if former is None else former)
+            former = losses
             if not moving.any():
                 return latents - self._step(latents, gradient, i)  # the step's own update
             latents = torch.where(
@@ -97,8 +106,9 @@ class GuidedMergeStage(MergeStage):
         maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
         settings = self.settings
         if settings.sharpen:
-            words = (100 * maps[..., 1 : self.end]).softmax(-1)
-            maps = F.pad(words, (1, maps.shape[-1] - self.end))
+            end = self.end if settings.normalize_eot else maps.shape[-1] - 1
+            words = (100 * maps[..., 1:end]).softmax(-1)
+            maps = F.pad(words, (1, maps.shape[-1] - end))
         if settings.smoothing:
             maps = _smoothed(maps, self._size, settings.smoothing)
         return maps
