@@ -76,35 +76,34 @@ class Composition:
         self.schedules: dict[str, Callable[[float], float]] = {}
         self._styles = tuple((self.adapters[s.name], s.weight) for s in scene.styles)
 
-    @property
-    def own(self) -> list[Weighted]:
-        """Each concept's adapter with its weight, in the order of the concepts."""
-        return [(self.adapters[c.name], c.weight) for c in self.concepts]
-
     def passes(self) -> list[Pass]:
         """Pass 0 without concepts, then one pass for each concept: P = N + 1."""
         prompts = pass_prompts(self.scene.parsed)
-        own = [[], *([one] for one in self.own)]
-        return [self.make_pass(prompt, one) for prompt, one in zip(prompts, own)]
+        owners = [(), *((concept,) for concept in self.concepts)]
+        return [self.make_pass(prompt, own) for prompt, own in zip(prompts, owners)]
 
     def merged_pass(self) -> Pass:
         """One pass with all triggers and all LoRAs."""
-        return self.make_pass(full_prompt(self.scene.parsed), self.own)
+        return self.make_pass(full_prompt(self.scene.parsed), self.concepts)
 
     @torch.no_grad()
     def make_pass(
-        self, prompt: PassPrompt, adapters: Sequence[Weighted],
-        of_text: Sequence[Weighted] | None = None,
+        self, prompt: PassPrompt, own: Sequence[Concept],
+        readers: Sequence[Concept] | None = None, instead: Adapter | None = None,
     ) -> Pass:  # fmt: skip
-        """A text with what acts on it; the styles are added to both lists.
+        """A text with what acts on it; the styles act in every pass.
 
         Args:
             prompt: the text with its words.
-            adapters: of the denoiser.
-            of_text: of the text encoder; the same if not given.
+            own: concepts whose LoRAs act on the denoiser.
+            readers: concepts whose LoRAs act on the text encoder; the same if not given.
+            instead: an adapter that stands for all concepts, with its own weights.
         """
-        acting = (*adapters, *self._styles)
-        reading = acting if of_text is None else (*of_text, *self._styles)
+        on_unet = [(self.adapters[c.name], c.weight) for c in own]
+        on_text = [(self.adapters[c.name], c.weight) for c in (own if readers is None else readers)]
+        if instead is not None:
+            on_unet = on_text = [(instead, 1.0)]
+        acting, reading = (*on_unet, *self._styles), (*on_text, *self._styles)
         # As in diffusers, a LoRA of the text encoder acts on the negative prompt too.
         with self._text_hooks.rows([reading] * 2):
             states = self.backbone.encode([self.scene.negative_text, prompt.text])

@@ -83,4 +83,5 @@ def owners(composition: Composition, text: Literal["shared", "own"]) -> list[Pas
     if text == "own":
         return composition.passes()
     prompt = full_prompt(composition.scene.parsed)
-    return [composition.make_pass(prompt, one) for one in ([], *([c] for c in composition.own))]
+    every = [(), *((concept,) for concept in composition.concepts)]
+    return [composition.make_pass(prompt, own) for own in every]

@@ -74,8 +74,8 @@ class MergeStage(Stage):
     def __init__(self, composition: Composition, executor: Executor, scheduler: StepScheduler):
         super().__init__(scheduler)
         if MERGED in composition.adapters:
-            one = [(composition.adapters[MERGED], 1.0)]
-            self.passes = [composition.make_pass(full_prompt(composition.scene.parsed), one)]
+            prompt, one = full_prompt(composition.scene.parsed), composition.adapters[MERGED]
+            self.passes = [composition.make_pass(prompt, composition.concepts, instead=one)]
         else:
             self.passes = [composition.merged_pass()]
         self.guidance = composition.scene.guidance_scale

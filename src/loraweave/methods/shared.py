@@ -20,12 +20,12 @@ def passes_of_each(
     composition: Composition, text: TextBy, prompts: Literal["shared", "own"]
 ) -> list[Pass]:
     """One pass for each LoRA alone, with all triggers in its text or with its own only."""
-    own = composition.own
+    own = composition.concepts
     readers = {"own": None, "first": own[:1], "sum": own}[text]
     parsed = composition.scene.parsed
     shared = [full_prompt(parsed)] * len(own)
     texts = shared if prompts == "shared" else pass_prompts(parsed)[1:]
-    return [composition.make_pass(one, [lora], readers) for one, lora in zip(texts, own)]
+    return [composition.make_pass(one, [concept], readers) for one, concept in zip(texts, own)]
 
 
 def own_strengths(
