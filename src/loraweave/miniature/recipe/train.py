@@ -50,7 +50,8 @@ class Size:
     Attributes:
         parts: of the autoencoder's and the base's training.
         pixels: side of the pictures.
-        judge_steps, encoder_steps: optimiser steps of each segmenter and of the identity encoder.
+        judge_steps, finder_steps, encoder_steps: optimiser steps of the judge's segmenter, of the
+            other one and of the identity encoder.
         judge_scenes, families: what these learn from.
         views: drawings of each concept on each class for the judge.
         lora_steps: of each LoRA.
@@ -61,6 +62,7 @@ class Size:
     parts: tuple[Part, ...]
     pixels: int
     judge_steps: int
+    finder_steps: int
     judge_scenes: int
     encoder_steps: int
     families: int
@@ -80,6 +82,7 @@ SIZES = {
         _SMALL,
         128,
         judge_steps=4500,
+        finder_steps=2500,
         judge_scenes=8000,
         encoder_steps=6000,
         families=2500,
@@ -91,6 +94,7 @@ SIZES = {
         _TRIAL,
         128,
         judge_steps=2,
+        finder_steps=2,
         judge_scenes=32,
         encoder_steps=2,
         families=16,
@@ -164,9 +168,9 @@ def _base(
 
 def _judge(run: Run, recipe: Size, vae: AutoencoderKL) -> tuple[Judge, Segmenter]:
     """The judge, not calibrated, and the segmenter for methods that need one."""
-    steps, scenes = recipe.judge_steps, recipe.judge_scenes
-    segmenter = train_segmenter(run, "judge", vae, CROWDED_WORLD, steps, scenes)
-    finder = train_segmenter(run, "finder", vae, CROWDED_WORLD, steps, scenes, concepts=0.0)
+    world, scenes = CROWDED_WORLD, recipe.judge_scenes
+    segmenter = train_segmenter(run, "judge", vae, world, recipe.judge_steps, scenes)
+    finder = train_segmenter(run, "finder", vae, world, recipe.finder_steps, scenes, concepts=0.0)
     encoder = train_encoder(run, vae, FULL_WORLD, recipe.encoder_steps, recipe.families)
     return new_judge(segmenter, encoder, vae, FULL_WORLD, recipe.views), finder
 
