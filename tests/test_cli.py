@@ -248,7 +248,7 @@ class TestRefused:
             ("a [sks cat] (cat)", ["without a blank", "^"]),
             ("a [](cat)", ["no words"]),
             ("a [sks cat](cat) and a [zwx dog](cat)", ["two places", "'cat'"]),
-            ("a [sks cat](cat) and " + "red " * 90 + "[zwx dog](dog)", ["tokens", "Shorten"]),
+            ("a [sks cat](cat) and " + "red " * 1300 + "[zwx dog](dog)", ["tokens", "Shorten"]),
             (" and ".join(f"a [cat](c{n})" for n in range(9)), ["9 concepts", "8"]),
             ("a [sks cat](nocat) and a [dog](dog)", ["'nocat'", "--lora nocat="]),
             ("a [sks cat](cat)", ["'dog'", "never uses"]),

@@ -41,7 +41,8 @@ class Pass:
         text: what the text encoder got.
         adapters: what acts on the denoiser, summed.
         words: where the concepts' words are.
-        states: (2, T, D), unconditional and conditional text states.
+        states: (2, T, D), unconditional and conditional text states; T is the same in all
+            passes of a composition.
     """
 
     text: str
@@ -68,36 +69,41 @@ class Composition:
         self.concepts: tuple[Concept, ...] = scene.concepts
         self.unet_hooks, self._text_hooks = unet_hooks, text_hooks
         self.width, self.height = backbone.size(scene.width, scene.height)
-        self._styles = tuple((self.adapters[s.name], s.weight) for s in scene.styles)
+        self._chunks = self._longest()
 
     def passes(self) -> list[Pass]:
         """Pass 0 without concepts, then one pass for each concept: P = N + 1."""
         prompts = pass_prompts(self.scene.parsed)
-        own = [()] + [((self.adapters[c.name], c.weight),) for c in self.concepts]
-        return self._encoded(prompts, own)
+        owners = [(), *((concept,) for concept in self.concepts)]
+        return [self._encoded(prompt, own) for prompt, own in zip(prompts, owners)]
 
     def merged_pass(self) -> Pass:
-        """One pass with all triggers and all LoRAs."""
-        every = tuple((self.adapters[c.name], c.weight) for c in self.concepts)
-        return self._encoded([full_prompt(self.scene.parsed)], [every])[0]
+        """One pass with all triggers, all LoRAs and all negative prompts."""
+        return self._encoded(full_prompt(self.scene.parsed), self.concepts)
+
+    def _longest(self) -> int:
+        """Chunks of the longest text, so that the states of all passes have the same length."""
+        parsed, scene = self.scene.parsed, self.scene
+        prompts = [*pass_prompts(parsed), full_prompt(parsed)]
+        negatives = [scene.negative(c.name) for c in self.concepts]
+        negatives.append(scene.negative(*(c.name for c in self.concepts)))
+        return max(self.backbone.chunks(prompt.text) for prompt in prompts + negatives)
 
     @torch.no_grad()
-    def _encoded(
-        self, prompts: Sequence[PassPrompt], own: Sequence[tuple[Weighted, ...]]
-    ) -> list[Pass]:
-        passes = []
-        for prompt, adapters in zip(prompts, own):
-            together = adapters + self._styles
-            # As in diffusers, a LoRA of the text encoder acts on the negative prompt too.
-            with self._text_hooks.rows([together] * 2):
-                states = self.backbone.encode([self.scene.negative_text, prompt.text])
-            words = Words(
-                {n: self.backbone.token_positions(prompt.text, s) for n, s in prompt.nouns.items()},
-                {n: self.backbone.token_positions(prompt.text, s)
-                 for n, s in prompt.triggers.items()},
-            )  # fmt: skip
-            passes.append(Pass(prompt.text, together, words, states))
-        return passes
+    def _encoded(self, prompt: PassPrompt, own: Sequence[Concept]) -> Pass:
+        """One pass with some concepts and all styles."""
+        acting = [*own, *self.scene.styles]
+        on_unet = tuple((self.adapters[one.name], one.weight) for one in acting)
+        on_text = tuple((self.adapters[one.name], one.text_encoder_weight) for one in acting)
+        negative = self.scene.negative(*(concept.name for concept in own))
+        # As in diffusers, a LoRA of the text encoder acts on the negative prompt too.
+        with self._text_hooks.rows([on_text] * 2):
+            states = self.backbone.encode([negative, prompt], self._chunks)
+        words = Words(
+            {n: self.backbone.token_positions(prompt.text, s) for n, s in prompt.nouns.items()},
+            {n: self.backbone.token_positions(prompt.text, s) for n, s in prompt.triggers.items()},
+        )
+        return Pass(prompt.text, on_unet, words, states)
 
 
 @contextmanager
