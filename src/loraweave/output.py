@@ -29,7 +29,10 @@ class ComposeOutput:
             tensor for methods without masks. N in the order of `info["concepts"]`.
         maps: per picture (steps, N, h, w): each concept's attention, its words' maps divided by
             their maxima and averaged, values in [0, 1].
-        info: scene, method, settings, seeds, seconds, denoiser calls and rows, losses, versions.
+        info: scene, method, settings, base, LoRAs with their hashes, versions, seconds, denoiser
+            calls and rows; per picture seeds, losses, "nsfw" (whether the base's safety checker
+            made it black, None without one) and "caveats" (why the record is not enough to make
+            it again, None if it is); "notes", sentences about what was found in the LoRAs' files.
     """
 
     images: Any
@@ -54,6 +57,7 @@ def picture_record(info: Mapping[str, Any], index: int) -> dict[str, Any]:
     keys = ("scene", "method", "settings", "base", "dtype", "device", "loras", "versions")
     record = {key: info[key] for key in keys}
     record["scene"] = {**info["scene"], "seed": info["seeds"][index]}
+    record["caveat"] = info["caveats"][index]
     return record
 
 
@@ -123,11 +127,22 @@ def _parameters(image: Image.Image, record: Mapping[str, Any]) -> str:
     if scene["negative_prompt"]:
         lines.append(f"Negative prompt: {scene['negative_prompt']}")
     hashes = ", ".join(f"{n}: {lora['sha256'][:12]}" for n, lora in record["loras"].items())
-    lines.append(
-        f"Steps: {scene['num_inference_steps']}, CFG scale: {scene['guidance_scale']}, "
-        f"Seed: {scene['seed']}, Size: {image.width}x{image.height}, "
-        f"Model: {record['base']['name']}, Method: {record['method']}"
-        + (f', Lora hashes: "{hashes}"' if hashes else "")
-        + f", Version: LoRAWeave {record['versions']['loraweave']}"
-    )
+    values = {
+        "Steps": scene["num_inference_steps"],
+        "Sampler": record["base"].get("scheduler", "").removesuffix("Scheduler"),
+        "CFG scale": scene["guidance_scale"],
+        "Seed": scene["seed"],
+        "Size": f"{image.width}x{image.height}",
+        "Model": record["base"]["name"],
+        "Method": record["method"],
+        "Lora hashes": hashes,
+        "Version": f"LoRAWeave {record['versions']['loraweave']}",
+    }
+    lines.append(", ".join(f"{k}: {_quoted(v)}" for k, v in values.items() if v != ""))
     return "\n".join(lines)
+
+
+def _quoted(value: Any) -> str:
+    """As A1111 writes it: in quotes if it would be taken for more than one value."""
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if set(text) & set(',:\n"') else text
