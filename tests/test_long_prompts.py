@@ -1,4 +1,4 @@
-"""Weighted and long prompts, negative prompts of concepts and weights by part, on the tiny model."""
+"""Weighted and long prompts, negative prompts of concepts, weights by part: on the tiny model."""
 
 from contextlib import contextmanager
 
