@@ -1,6 +1,7 @@
 """Scenes: what they hold, what they refuse, and files."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from loraweave.errors import LoraError, PromptSyntaxError, RegionError, SceneError
-from loraweave.prompt import Span
+from loraweave.prompt import Span, parse_prompt
 from loraweave.scene import (
     MAX_FILE_BYTES,
     Concept,
@@ -341,3 +342,23 @@ def test_unreadable_file(tmp_path):
     (tmp_path / "latin.yaml").write_bytes(b"prompt: caf\xe9")
     with pytest.raises(SceneError, match="not valid YAML"):
         Scene.from_file(tmp_path / "latin.yaml")
+
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def test_scene_files_of_the_documentation(tmp_path):
+    scene = Scene.from_file(DOCS / "scene.yaml")
+    assert scene.loras["golddog"].text_encoder_weight == 0.8
+    (block,) = re.findall(r"```yaml\n(.*?)```", (DOCS / "scenes.md").read_text(), re.DOTALL)
+    (tmp_path / "s.yaml").write_text(block)
+    assert Scene.from_file(tmp_path / "s.yaml").styles == (Style("ink", 0.4, 0.15),)
+
+
+def test_documented_markup_is_read_as_documented():
+    table = re.findall(r"^\| `(.*?)`", (DOCS / "scenes.md").read_text(), re.MULTILINE)
+    written = [line.replace(r"\|", "|") for line in table if not line.startswith("\\")]
+    assert len(written) == 9
+    for markup in written:
+        prefix = "a [x cat]" if markup.startswith("(blackcat") else "a cat and "
+        assert parse_prompt(prefix + markup).text
