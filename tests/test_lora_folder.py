@@ -101,9 +101,7 @@ class TestTriggers:
             ({"ss_tag_frequency": '{"10_images": {"sks cat": 9}}'}, []),
             ({"ss_tag_frequency": '{"sks cat": {"sks cat": 9}}'}, []),
             (
-                {
-                    "ss_tag_frequency": '{"1_sks cat": {"sks cat": 9}, "2_zwx cat": {"a zwx cat": 1}}'
-                },
+                {"ss_tag_frequency": '{"1_sks cat": {"sks cat": 9}, "2_zwx cat": {"zwx cat": 1}}'},
                 ["sks", "zwx"],
             ),
             ({"ss_tag_frequency": "{broken"}, []),

@@ -104,13 +104,15 @@ def _safety_checker(config: Path, dtype: torch.dtype) -> dict[str, Any]:
     """A safety checker from the configuration beside a checkpoint, which has none itself."""
     if not (config / "safety_checker").is_dir():
         return {"safety_checker": None, "feature_extractor": None}
-    local = {"local_files_only": True}
     return {
         "safety_checker": StableDiffusionSafetyChecker.from_pretrained(
-            config / "safety_checker", dtype=dtype, use_safetensors=True, **local
+            config / "safety_checker",
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
         ),
         "feature_extractor": CLIPImageProcessor.from_pretrained(
-            config / "feature_extractor", **local
+            config / "feature_extractor", local_files_only=True
         ),
     }
 

@@ -123,11 +123,6 @@ def parse_prompt(source: str) -> ParsedPrompt:
     return _Parser(source).parse()
 
 
-def escaped(words: str) -> str:
-    """Plain words with a backslash before every character that has a meaning."""
-    return re.sub(r"([\[\]()<>|:\\])", r"\\\1", words)
-
-
 class _Group(NamedTuple):
     """An open bracket of emphasis: which one, its place, and its first piece."""
 
@@ -145,6 +140,7 @@ class _Parser:
         self.pieces: list[tuple[Piece, int]] = []  # with their place in the source
         self.styles: list[StyleWords] = []
         self.groups: list[_Group] = []
+        self.closings = _closings(source)
 
     def fail(self, message: str, position: int) -> NoReturn:
         # The error draws the prompt with a caret below it: a line break would part the two,
@@ -250,7 +246,8 @@ class _Parser:
 
     def square(self, start: int) -> int:
         """A concept, or the start of `[words]`: what follows the closing bracket decides."""
-        end = self.closing(start)
+        if (end := self.closings.get(start)) is None:
+            self.fail(f"this bracket is never closed; {LITERAL_HINT}", start)
         if self.source[end + 1 : end + 2] == "(":
             return self.concept(start)
         if self.source[end + 1 :].lstrip().startswith("("):
@@ -261,15 +258,6 @@ class _Parser:
             )
         self.groups.append(_Group("[", start, len(self.pieces)))
         return start + 1
-
-    def closing(self, start: int) -> int:
-        """The place of the bracket that closes the `[` at `start`."""
-        depth = 0
-        for match in _SPECIAL.finditer(self.source, start):
-            depth += {"[": 1, "]": -1}.get(match[0], 0)
-            if not depth:
-                return match.start()
-        self.fail(f"this bracket is never closed; {LITERAL_HINT}", start)
 
     def colon(self, start: int) -> int:
         """A weight that ends `(words:1.2)`, or a colon among the words."""
@@ -396,12 +384,15 @@ class _Parser:
         return (1.0 if unet is None else unet), text_encoder
 
 
-def with_trigger(parsed: ParsedPrompt, name: str, trigger: str) -> str:
-    """The prompt's source with a trigger put into the span of a concept that has none."""
-    concept = next(c for c in parsed.concepts if c.name == name)
-    at = concept.place + 1
-    words = re.sub(r"\b(BREAK|AND)\b", lambda match: match[0].lower(), trigger)
-    return f"{parsed.source[:at]}{escaped(words)}|{parsed.source[at:]}"
+def _closings(source: str) -> dict[int, int]:
+    """The place of each `[` that is closed, and of the `]` that does it."""
+    found, opened = {}, []
+    for match in _SPECIAL.finditer(source):
+        if match[0] == "[":
+            opened.append(match.start())
+        elif match[0] == "]" and opened:
+            found[opened.pop()] = match.start()
+    return found
 
 
 _RANGE = f"-{WEIGHT_LIMIT:g} to {WEIGHT_LIMIT:g}"

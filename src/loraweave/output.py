@@ -126,7 +126,9 @@ def _parameters(image: Image.Image, record: Mapping[str, Any]) -> str:
     lines = [scene["prompt"]]
     if scene["negative_prompt"]:
         lines.append(f"Negative prompt: {scene['negative_prompt']}")
-    hashes = ", ".join(f"{n}: {lora['sha256'][:12]}" for n, lora in record["loras"].items())
+    hashes = ", ".join(  # without commas in the names, as in A1111
+        f"{name.replace(',', '')}: {lora['sha256'][:12]}" for name, lora in record["loras"].items()
+    )
     values = {
         "Steps": scene["num_inference_steps"],
         "Sampler": record["base"].get("scheduler", "").removesuffix("Scheduler"),

@@ -5,6 +5,7 @@ The markup itself is in `loraweave.markup`, whose names are public here.
 All positions are characters of the Python string that they refer to, spans are half open.
 """
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -15,7 +16,6 @@ from loraweave.markup import (
     ParsedPrompt,
     StyleWords,
     parse_prompt,
-    with_trigger,
 )
 
 __all__ = [
@@ -68,6 +68,15 @@ def pass_prompts(parsed: ParsedPrompt) -> list[PassPrompt]:
 def full_prompt(parsed: ParsedPrompt) -> PassPrompt:
     """The text with all triggers, for methods that have a single conditioning."""
     return _render(parsed, {c.name for c in parsed.concepts})
+
+
+def with_trigger(parsed: ParsedPrompt, name: str, trigger: str) -> str:
+    """The prompt's source with a trigger put into the span of a concept that has none."""
+    at = next(concept.place for concept in parsed.concepts if concept.name == name) + 1
+    # The markup's two words, in the case in which they are none; the text encoder sees no case.
+    words = re.sub(r"\b(BREAK|AND)\b", lambda match: match[0].lower(), trigger)
+    escaped = re.sub(r"([\[\]()<>|:\\])", r"\\\1", words)
+    return f"{parsed.source[:at]}{escaped}|{parsed.source[at:]}"
 
 
 def _render(parsed: ParsedPrompt, triggered: Collection[str]) -> PassPrompt:

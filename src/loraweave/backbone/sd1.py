@@ -150,13 +150,15 @@ class StableDiffusion1:
             return latents, None
         scaled = latents / self.vae.config["scaling_factor"]
         decoded = self.vae.decode(scaled.to(self.vae.dtype), return_dict=False)[0].float()
-        shown, flagged = decoded, None
-        if self.pipe.safety_checker is not None:
-            checked = decoded.to(self.pipe.safety_checker.dtype)
-            shown, flagged = self.pipe.run_safety_checker(checked, self.device, checked.dtype)
+        flagged = None
+        if (checker := self.pipe.safety_checker) is not None:
+            # A copy, which the checker blackens too, perhaps in less precision.
+            looked_at = decoded.to(checker.dtype, copy=True)
+            _, flagged = self.pipe.run_safety_checker(looked_at, self.device, checker.dtype)
+            decoded[torch.tensor(flagged)] = 0
         # A blackened picture is zeros already, which denormalising would make grey.
         denormalise = [not flag for flag in flagged] if flagged is not None else None
         images = self.pipe.image_processor.postprocess(
-            shown.float(), output_type=output_type, do_denormalize=denormalise
+            decoded, output_type=output_type, do_denormalize=denormalise
         )
         return images, flagged

@@ -114,7 +114,7 @@ def tokenized(tokenizer: PreTrainedTokenizerBase, text: str) -> TokenizedText:
         chunks.append(ids[begin : begin + size])
         positions += range(k * length + 1, k * length + 1 + size)
         begin += size
-    pad = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    pad = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else end
     return TokenizedText(chunks, positions, offsets, start, end, pad, length)
 
 
@@ -165,14 +165,15 @@ def emphasised(
 ) -> Float[Tensor, "B T D"]:
     """Text states of one chunk, each position multiplied by its weight, then the mean restored.
 
-    This is A1111's default ("Original" emphasis): after multiplying, each row is rescaled so that
-    its mean over all positions and features is what it was. We follow it because prompts with
-    weights are written for it; without the rescaling a few strong words also make the whole
-    conditioning larger, which acts like more guidance. Rows without emphasis come back bit for bit.
+    This is A1111's default ("Original" emphasis in its `modules/sd_emphasis.py`): after
+    multiplying, each row is rescaled so that its mean over all positions and features is what it
+    was. We follow it because prompts with weights are written for it; without the rescaling a few
+    strong words also make the whole conditioning larger. Rows without emphasis come back bit for
+    bit.
 
     Raises:
         SceneError: the weighted mean is near zero or of the other sign, so that restoring it would
-            blow up the whole conditioning; A1111 draws noise then.
+            blow up the whole conditioning.
     """
     strong = (weights != 1).any(1)
     if not strong.any():
