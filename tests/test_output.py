@@ -160,6 +160,14 @@ class TestDamagedRecords:
         with pytest.raises(SceneError, match="damaged"):
             read_png_record(self.written(tmp_path / "a.png", text))
 
+    @pytest.mark.parametrize(
+        "change", [{"versions": []}, {"loras": {"cat": "c"}}, {"base": "miniature"}]
+    )
+    def test_parts_of_another_kind(self, tmp_path, change):
+        record = json.dumps({**picture_record(info(), 0), **change})
+        with pytest.raises(SceneError, match="damaged"):
+            read_png_record(self.written(tmp_path / "a.png", record))
+
     def test_cut_off(self, tmp_path):
         path = output().save(tmp_path / "a.png")
         path.write_bytes(path.read_bytes()[:200])

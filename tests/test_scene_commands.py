@@ -122,6 +122,13 @@ class TestSceneFile:
         result = run("generate", tmp_path / "bad.JSON", *quick, "-o", out / "a.png")
         refused(result, "bad.JSON", "not valid", folder=out)
 
+    def test_compare_takes_one_too(self, out, quick, scene_file):
+        given = [*quick[:4], "--seeds", 1, "--methods", "merge", "-o", out / "g.png", "--json"]
+        result = run("compare", scene_file, *given, "--scene-set", "num_inference_steps=2")
+        assert result.exit_code == 0, result.stderr
+        (image,) = json.loads(result.stdout)["images"]
+        assert (image["seed"], image["calls"]) == (1, 2)
+
     def test_prompt_by_option_alone(self, out, quick):
         result = run("generate", "--prompt", "a cat.json", *quick, "--steps", 1,
                      "-o", out / "a.png")  # fmt: skip

@@ -110,10 +110,12 @@ def read_png_record(path: str | Path) -> dict[str, Any]:
         raise SceneError(f"cannot read the picture {path}: {error}") from None
     if not text:
         raise SceneError(f"{path} carries no LoRAWeave record; it was made or saved elsewhere")
-    kinds = {"scene": dict, "method": str, "settings": dict, "base": dict, "loras": dict}
+    kinds = {"scene": dict, "method": str, "settings": dict, "base": dict, "loras": dict,
+             "versions": dict}  # fmt: skip
     try:
         record = json.loads(text)
         whole = all(isinstance(record[key], kind) for key, kind in kinds.items())
+        whole = whole and all(isinstance(lora, dict) for lora in record["loras"].values())
     except (ValueError, KeyError, TypeError, RecursionError):
         whole = False
     if not whole:

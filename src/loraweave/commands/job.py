@@ -1,5 +1,6 @@
 """From the options of `generate` and `compare` to a checked scene and a loaded model."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,12 +145,11 @@ def _without_lost_files(scene: Scene, lora_dir: Path | None) -> Scene:
     """
     if lora_dir is None:
         return scene
-    kept = {
-        name: lora
-        if lora.path is None or str(lora.path).startswith(SHIPPED) or lora.path.exists()
-        else lora.model_copy(update={"path": None})
-        for name, lora in scene.loras.items()
-    }
+    kept = dict(scene.loras)
+    for name, lora in scene.loras.items():
+        ships = str(lora.path).startswith(SHIPPED)
+        if lora.path and not ships and not os.path.exists(lora.path):  # noqa: PTH110
+            kept[name] = lora.model_copy(update={"path": None})
     return scene.replace(loras=kept)
 
 
