@@ -160,8 +160,8 @@ def test_weights_out_of_range(refused, file):
         ("a [sks|](a) in the meadow", "no class noun"),
         ("a [sks cat]() in the meadow", "no name"),
         ("a [sks cat](a", "')'"),
-        ("a [sks cat] in the meadow", "[trigger noun](name)"),
-        ("a (cat:1.3)", "(..:1.2)"),
+        ("a [sks cat] (a) in the meadow", "[trigger noun](name)"),
+        ("a (cat:1.3x)", "'1.3x'"),
         ("a [sks cat](a) and a [zwx dog](a)", "two places"),
         ("a [sks cat](a) <lora:a:1>", "is a concept already"),
     ],
@@ -171,14 +171,14 @@ def test_markup(refused, prompt, found):
 
 
 def test_markup_of_the_negative_prompt(refused):
-    refused(PromptSyntaxError, "in the negative prompt", negative_prompt="(blurry:1.3)")
+    refused(PromptSyntaxError, "in the negative prompt", negative_prompt="(blurry")
     refused(SceneError, "'a'", "plain words", negative_prompt="[sks cat](a)")
 
 
 def test_a_prompt_that_is_too_long(refused):
-    words = " ".join(["meadow"] * 80)
-    refused(SceneError, "77", "would fall off", "river", prompt=f"{ONE} {words} river")
-    refused(SceneError, "77", "would fall off", negative_prompt=words)
+    words = " ".join(["meadow"] * 1300)
+    refused(SceneError, "chunks of 75", "at most 16", "Shorten", prompt=f"{ONE} {words}")
+    refused(SceneError, "chunks of 75", "at most 16", negative_prompt=words)
 
 
 def test_nine_concepts(refused, file):

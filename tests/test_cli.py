@@ -21,7 +21,7 @@ from loraweave.commands.options import read_loras, read_seeds, read_settings
 from loraweave.errors import LoraError, MethodError, SceneError
 from loraweave.miniature.world.styles import in_style
 from loraweave.output import read_png_record
-from loraweave.scene import LoraRef
+from loraweave.scene import ComponentWeights, LoraRef
 from tiny import tiny_pipeline
 
 PROMPT = "a [sks cat](cat) and a [zwx dog](dog:0.8) in the meadow"
@@ -248,7 +248,7 @@ class TestRefused:
             ("a [sks cat] (cat)", ["without a blank", "^"]),
             ("a [](cat)", ["no words"]),
             ("a [sks cat](cat) and a [zwx dog](cat)", ["two places", "'cat'"]),
-            ("a [sks cat](cat) and " + "red " * 90 + "[zwx dog](dog)", ["tokens", "Shorten"]),
+            ("a [sks cat](cat) and " + "red " * 1300 + "[zwx dog](dog)", ["tokens", "Shorten"]),
             (" and ".join(f"a [cat](c{n})" for n in range(9)), ["9 concepts", "8"]),
             ("a [sks cat](nocat) and a [dog](dog)", ["'nocat'", "--lora nocat="]),
             ("a [sks cat](cat)", ["'dog'", "never uses"]),
@@ -484,6 +484,11 @@ class TestReading:
             ("a=miniature:blackcat", "miniature:blackcat", 1.0),
             ("a=miniature:blackcat:.5", "miniature:blackcat", 0.5),
             ("a=folder=1/x.safetensors", "folder=1/x.safetensors", 1.0),
+            (
+                "a=x.safetensors:0.8:.5",
+                "x.safetensors",
+                ComponentWeights(unet=0.8, text_encoder=0.5),
+            ),
         ],
     )
     def test_loras(self, text, path, weight):

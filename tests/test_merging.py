@@ -34,14 +34,14 @@ def files(pipe, tmp_path_factory):
 @pytest.fixture(scope="module")
 def weighted(pipe, files):
     return [
-        (load_adapter(n, files[n], unet=pipe.unet, text_encoder=pipe.text_encoder), weight)
+        (load_adapter(n, files[n], unet=pipe.unet, text_encoder=pipe.text_encoder), weight, weight)
         for n, weight in (("a", 0.8), ("b", 0.5))
     ]
 
 
 def test_the_sum_is_the_sum_of_the_deltas_and_keeps_factors(weighted):
     merged = merged_adapter("m", weighted)
-    (a, wa), (b, wb) = weighted
+    (a, wa, _), (b, wb, _) = weighted
     assert merged.unet.keys() == a.unet.keys() | b.unet.keys()
     assert merged.text_encoder.keys() == a.text_encoder.keys()
     for path, update in merged.unet.items():

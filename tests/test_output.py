@@ -37,6 +37,7 @@ def info(**changes) -> dict:
         "device": "cpu",
         "versions": {"loraweave": "0.1.0", "torch": "2", "diffusers": "3", "transformers": "4"},
         "seeds": [11, 12],
+        "caveats": [None, "a callback took part"],
         "losses": [[], []],
     }
 
@@ -58,6 +59,7 @@ class TestRoundTrip:
     def test_the_record_comes_back(self, tmp_path):
         path = output().save(tmp_path / "a.png", 1)
         assert read_png_record(path) == picture_record(info(), 1)
+        assert read_png_record(path)["caveat"] == "a callback took part"
 
     def test_the_scene_comes_back_with_its_own_seed(self, tmp_path):
         path = output().save(tmp_path / "a.png", 1)
@@ -83,6 +85,13 @@ class TestParameters:
             'Lora hashes: "blackcat: cccccccccccc, golddog: dddddddddddd", Version: LoRAWeave 0.1.0'
         )
         assert len(lines) == 3
+
+    def test_sampler_and_values_that_need_quotes(self, tmp_path):
+        record = picture_record(info(), 0)
+        record["base"] = {"name": "my, model: 2", "scheduler": "DDIMScheduler"}
+        line = texts(save_png(picture(), tmp_path / "a.png", record))["parameters"].split("\n")[2]
+        assert line.startswith("Steps: 30, Sampler: DDIM, CFG scale: 6.5, ")
+        assert 'Model: "my, model: 2", Method: clora, ' in line
 
     def test_without_negative_prompt_and_loras(self, tmp_path):
         record = picture_record(info(prompt="a cat", negative_prompt="", loras={}), 0)
@@ -151,6 +160,14 @@ class TestDamagedRecords:
         with pytest.raises(SceneError, match="damaged"):
             read_png_record(self.written(tmp_path / "a.png", text))
 
+    @pytest.mark.parametrize(
+        "change", [{"versions": []}, {"loras": {"cat": "c"}}, {"base": "miniature"}]
+    )
+    def test_parts_of_another_kind(self, tmp_path, change):
+        record = json.dumps({**picture_record(info(), 0), **change})
+        with pytest.raises(SceneError, match="damaged"):
+            read_png_record(self.written(tmp_path / "a.png", record))
+
     def test_cut_off(self, tmp_path):
         path = output().save(tmp_path / "a.png")
         path.write_bytes(path.read_bytes()[:200])
@@ -178,7 +195,8 @@ class TestDamagedRecords:
 
     def test_the_record_is_plain_json(self, tmp_path):
         record = json.loads(texts(output().save(tmp_path / "a.png"))["loraweave"])
-        kept = {"scene", "method", "settings", "base", "dtype", "device", "loras", "versions"}
+        kept = {"scene", "method", "settings", "base", "dtype", "device", "loras", "versions",
+                "caveat"}  # fmt: skip
         assert set(record) == kept
 
 

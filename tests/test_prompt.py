@@ -16,6 +16,7 @@ from loraweave.prompt import (
     full_prompt,
     parse_prompt,
     pass_prompts,
+    with_trigger,
 )
 
 MEADOW = "a [sks cat](blackcat) and a [zwx dog](golddog:0.8) in the meadow"
@@ -109,6 +110,106 @@ def test_weights(weight, value):
 
 
 @pytest.mark.parametrize(
+    ("weights", "unet", "text_encoder"),
+    [
+        ("0.8", 0.8, None),
+        ("0.8:0.5", 0.8, 0.5),
+        (" 0.8 : -1 ", 0.8, -1.0),
+        ("te=0.5:unet=0.8", 0.8, 0.5),
+        ("unet=0.8:te=0.5", 0.8, 0.5),
+        ("te=0", 1.0, 0.0),
+        ("unet = 0.8", 0.8, None),
+    ],
+)
+def test_weights_by_component(weights, unet, text_encoder):
+    parsed = parse_prompt(f"[cat](x:{weights}) <lora:ink:{weights}>")
+    assert parsed.concepts == (ConceptWords("x", "", "cat", unet, text_encoder),)
+    assert parsed.styles == (StyleWords("ink", unet, text_encoder),)
+
+
+def emphasis(prompt: PassPrompt) -> list[tuple[str, float]]:
+    return [(prompt.text[s.start : s.end], round(w, 9)) for s, w in prompt.emphasis]
+
+
+@pytest.mark.parametrize(
+    ("source", "text", "weights"),
+    [
+        ("a (red) cat", "a red cat", [("red", 1.1)]),
+        ("a ((red)) cat", "a red cat", [("red", 1.21)]),
+        ("a (very (red:1.5)) cat", "a very red cat", [("very ", 1.1), ("red", 1.65)]),
+        ("a [red] cat", "a red cat", [("red", 1 / 1.1)]),
+        ("a ([red]:2) [(cat)]", "a red cat", [("red", 2 / 1.1)]),
+        ("(red : 0.5 ) (cat:1)", "red  cat", [("red ", 0.5)]),
+        ("(a:-1) (b:+.5) (c:1e-1)", "a b c", [("a", -1), ("b", 0.5), ("c", 0.1)]),
+        ("a (red, blue:1.3), cat", "a red, blue, cat", [("red, blue", 1.3)]),
+        (r"(a \(b\):1.2) \(c:1.3\)", "a (b) (c:1.3)", [("a (b)", 1.2)]),
+        (r"(at 12\:30)", "at 12:30", [("at 12:30", 1.1)]),
+        ("(a: b) (a 3:4 ratio)", "a: b a 3:4 ratio",
+         [("a", 1.1), (":", 1.1), (" b", 1.1), ("a 3", 1.1), (":", 1.1), ("4 ratio", 1.1)]),
+        ("(a|b)", "a|b", [("a|b", 1.1)]),
+        ("a (red <lora:x:2>:1.2)", "a red", [("red", 1.2)]),
+        ("( a cat ) ", "a cat", [("a cat", 1.1)]),
+    ],
+)  # fmt: skip
+def test_emphasis(source, text, weights):
+    prompt = full_prompt(parse_prompt(source))
+    assert prompt.text == text
+    assert emphasis(prompt) == [(words, round(weight, 9)) for words, weight in weights]
+
+
+def test_emphasis_around_a_concept_is_on_its_trigger_where_that_is():
+    base, own = pass_prompts(parse_prompt("one ([sks cat](x:0.5) naps:1.2) here"))
+    assert emphasis(base) == [("cat", 1.2), (" naps", 1.2)]
+    assert emphasis(own) == [("sks cat", 1.2), (" naps", 1.2)]
+    assert words_at(own, own.triggers) == {"x": "sks"}
+
+
+def test_our_markup_wins_over_emphasis():
+    parsed = parse_prompt("a [red](blue), [red], (blue)")
+    assert [c.name for c in parsed.concepts] == ["blue"]
+    assert emphasis(full_prompt(parsed)) == [("red", round(1 / 1.1, 9)), ("blue", 1.1)]
+
+
+@st.composite
+def weighted_words(draw, depth=3):
+    """Markup and what it means: a list of (words, weight)."""
+    parts = []
+    for _ in range(draw(st.integers(1, 3))):
+        kind = draw(st.sampled_from("w([:" if depth else "w"))
+        if kind == "w":
+            said = draw(words)
+            parts.append((said, [(said, 1.0)]))
+            continue
+        source, meaning = draw(weighted_words(depth=depth - 1))
+        factor = {"(": 1.1, "[": 1 / 1.1}.get(kind) or round(draw(st.floats(-4, 4)), 2)
+        shown = {"(": f"({source})", "[": f"[{source}]", ":": f"({source}:{factor})"}[kind]
+        parts.append((shown, [(said, weight * factor) for said, weight in meaning]))
+    # A comma keeps `[..]` and `(..)` apart.
+    return ", ".join(shown for shown, _ in parts), [pair for _, own in parts for pair in own]
+
+
+@given(weighted_words())
+def test_nested_emphasis_multiplies(built):
+    source, meaning = built
+    prompt = full_prompt(parse_prompt(source))
+    assert prompt.text == ", ".join(said for said, _ in meaning)
+    place = 0
+    for said, weight in meaning:
+        found = [w for s, w in prompt.emphasis if s.start <= place and place + len(said) <= s.end]
+        assert found == ([] if weight == 1 else [pytest.approx(weight)])
+        place += len(said) + 2
+
+
+def test_trigger_put_into_a_prompt():
+    parsed = parse_prompt("<lora:a:1> an [ old cat](x:0.5) and [dog](y)")
+    assert with_trigger(parsed, "y", "re:zero [1], AND") == (
+        r"<lora:a:1> an [ old cat](x:0.5) and [re\:zero \[1\], and|dog](y)"
+    )
+    filled = parse_prompt(with_trigger(parsed, "y", "re:zero [1], AND"))
+    assert filled.concepts[1] == ConceptWords("y", "re:zero [1], and", "dog", 1.0)
+
+
+@pytest.mark.parametrize(
     ("source", "text"),
     [
         ("a cat <lora:ink> in the rain", "a cat in the rain"),
@@ -134,11 +235,24 @@ def test_text_without_markup(source, text):
         ("", 0, "empty"),
         (" \n ", 0, "empty"),
         ("<lora:ink:1>", 0, "empty"),
-        ("a (red:1.2) cat", 2, "A1111"),
-        ("a (red) cat", 2, "A1111"),
-        ("([sks cat](x):1.2)", 0, "A1111"),
-        ("a [red] cat", 2, "A1111"),
         ("a [red:blue:0.5] cat", 2, "A1111"),
+        ("a [red:0.5] cat", 2, "round brackets, (words:0.8)"),
+        ("a [red::0.5] cat", 2, "A1111"),
+        ("a (red cat", 2, "never closed"),
+        ("a ((red) cat", 2, "never closed"),
+        ("a [(red] cat)", 7, "where '(' is still open"),
+        ("a ([red) cat]", 7, "where '[' is still open"),
+        ("a () cat", 2, "no words"),
+        ("a ( <lora:x> ) cat", 2, "no words"),
+        ("a (:1.2) cat", 2, "no words"),
+        ("a (red:) cat", 7, "''"),
+        ("a (red:1,2) cat", 7, "'1,2', not one number"),
+        ("a (red:1.2x) cat", 7, "'1.2x', not one number"),
+        ("a (red:1.2:1.3) cat", 7, "not one number"),
+        ("a (red:9) cat", 7, "-4 to 4"),
+        ("a (in 16:9) cat", 9, r"write \:"[:-1]),
+        ("a (red)s cat", 7, "run together"),
+        ("(black)[sks cat](x)", 7, "run together"),
         ("a [red|blue] cat", 2, "A1111"),
         ("a [sks cat] (x)", 2, "without a blank"),
         ("a cat BREAK a dog", 6, "BREAK"),
@@ -170,7 +284,13 @@ def test_text_without_markup(source, text):
         ("a [cat](x:1e999)", 10, "weight"),
         ("a [cat](x:4.01)", 10, "-4 to 4"),
         ("a [cat](x:-5)", 10, "-4 to 4"),
-        ("a [cat](x:0.5:0.6)", 10, "one number"),
+        ("a [cat](x:0.5:0.6:0.7)", 10, "3 weights"),
+        ("a [cat](x:0.5:big)", 14, "'big', not one number"),
+        ("a [cat](x:te=0.5:0.6)", 10, "ambiguous"),
+        ("a [cat](x:0.5:unet=0.6)", 10, "ambiguous"),
+        ("a [cat](x:te=0.5:te=0.6)", 17, "ambiguous"),
+        ("a cat <lora:x:clip=0.5>", 14, "no part 'clip'"),
+        ("a cat <lora:x:te=>", 14, "not one number"),
         ("a [cat](x:1_0)", 10, "weight"),
         ("a cat <lora:>", 12, "no name"),
         ("a cat <lora:x:y>", 14, "weight"),
@@ -184,7 +304,8 @@ def test_text_without_markup(source, text):
         ("a <lora:x> [cat](x)", 17, "is a style already"),
         (r"a \cat", 2, "backslash"),
         ("a cat\\", 5, "backslash"),
-        ("a [cat\\", 6, "backslash"),
+        ("a [cat\\", 2, "never closed"),
+        ("a [cat\\z](x)", 6, "backslash"),
         ("a [sks cat](x)s", 14, "run together"),
         ("black[sks cat](x)", 5, "run together"),
         ("black[!sks cat](x)", 5, "run together"),
@@ -200,7 +321,7 @@ def test_refused(prompt, position, message):
     assert f"(character {position})" in str(error.value)
 
 
-@pytest.mark.parametrize("prompt", ["a (red) cat", "a [red] cat", "a cat)", "a <3", "a [b [c]](d)"])
+@pytest.mark.parametrize("prompt", ["a (red cat", "a [red cat", "a cat)", "a <3", "a [b [c]](d)"])
 def test_refusal_says_how_to_write_the_character(prompt):
     with pytest.raises(
         PromptSyntaxError, match=r"backslash before it: \\\[ \\\] \\\( \\\)"
@@ -213,7 +334,7 @@ def test_refusal_says_how_to_write_the_character(prompt):
 
 def test_caret_stands_below_the_place_in_a_prompt_of_two_lines():
     with pytest.raises(PromptSyntaxError) as error:
-        parse_prompt("a cat,\na (red) dog")
+        parse_prompt("a cat,\na (red dog")
     drawn, caret = str(error.value).splitlines()[-2:]
     assert drawn[caret.index("^")] == "("
 

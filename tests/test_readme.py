@@ -27,6 +27,7 @@ def desk(tmp_path_factory, base_folder, lora_files):
     folder = tmp_path_factory.mktemp("desk")
     (folder / "path/to").mkdir(parents=True)
     (folder / "path/to/sd15").symlink_to(base_folder)
+    (folder / "docs").symlink_to(ROOT / "docs")
     for name in ("cat", "dog"):
         (folder / f"{name}.safetensors").symlink_to(lora_files[name])
     return folder
@@ -61,7 +62,15 @@ def test_commands_run(desk, monkeypatch, quick_check):
             words += ["--scenes", "2", *QUICK]
         result = CliRunner().invoke(app, words)
         assert result.exit_code == 0, (line, result.output, result.stderr)
-    for name in ("out.png", "again.png", "park.png", "maps.png", "grid.png", "pairs.png"):
+    for name in (
+        "out.png",
+        "again.png",
+        "park.png",
+        "scene.png",
+        "maps.png",
+        "grid.png",
+        "pairs.png",
+    ):
         assert (desk / name).stat().st_size > 300, name
     assert (desk / "out.png").read_bytes() == (desk / "again.png").read_bytes()
 

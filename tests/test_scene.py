@@ -1,6 +1,7 @@
 """Scenes: what they hold, what they refuse, and files."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from loraweave.errors import LoraError, PromptSyntaxError, RegionError, SceneError
+from loraweave.prompt import Span, parse_prompt
 from loraweave.scene import (
     MAX_FILE_BYTES,
     Concept,
@@ -18,6 +20,7 @@ from loraweave.scene import (
     Scene,
     Style,
     scene_from_dict,
+    scene_schema,
 )
 
 PROMPT = "a [sks cat](blackcat:0.5) and a [zwx dog](golddog) <lora:ink:0.8>"
@@ -56,10 +59,10 @@ def test_full_scene():
     scene = scene_from_dict(FULL)
     # Own weight of the LoRA times the weight in the prompt.
     assert scene.concepts == (
-        Concept("blackcat", "sks", "cat", 0.25),
-        Concept("golddog", "zwx", "dog", 1.0),
+        Concept("blackcat", "sks", "cat", 0.25, 0.25),
+        Concept("golddog", "zwx", "dog", 1.0, 1.0),
     )
-    assert scene.styles == (Style("ink", 0.4),)
+    assert scene.styles == (Style("ink", 0.4, 0.4),)
     assert scene.loras["golddog"] == LoraRef(path=Path("dogs/dog.safetensors"), weight=1.0)
     assert scene.regions["blackcat"].box == (0, 0.25, 0.5, 1)
     assert scene.regions["golddog"].image == Path("dog.png")
@@ -138,6 +141,11 @@ def test_replace_checks_again():
         ({"loras": {"ink": {"path": ""}}}, "loras.ink: the path is empty"),
         ({"loras": {"ink": {"weight": 5}}}, "loras.ink: weight: .*less than or equal to 4"),
         ({"loras": {"ink": {"weight": float("inf")}}}, "loras.ink: weight: "),
+        ({"loras": {"ink": {"weight": "1"}}}, "loras.ink: weight: .*number"),
+        ({"loras": {"ink": {"weight": {"unet": 5}}}}, "weight: unet: .*less than or equal to 4"),
+        ({"loras": {"ink": {"weight": {"te": 1}}}}, "weight: unknown key 'te'; known: unet, text"),
+        ({"loras": {"ink": {"weight": {1: 1}}}}, "weight: .*strings"),
+        ({"negative_prompts": {"blackcat": 3}}, "negative_prompts.blackcat: .*string"),
         ({"loras": {"ink": {"scale": 1}}}, "loras.ink: unknown key 'scale'; known: path, weight"),
         ({"regions": {"blackcat": {}}}, "regions.blackcat: .*neither"),
         ({"regions": {"blackcat": {"box": [0, 0, 1]}}}, "regions.blackcat: box.3 is missing"),
@@ -165,12 +173,12 @@ def test_missing_prompt():
 
 def test_markup_error_passes_through_with_its_place():
     with pytest.raises(PromptSyntaxError) as error:
-        Scene(prompt="a (red) cat")
+        Scene(prompt="a (red cat")
     assert error.value.position == 2
     with pytest.raises(PromptSyntaxError, match=r"^in the negative prompt: ") as error:
-        Scene(prompt="a cat", negative_prompt="bad (hands:1.2)")
+        Scene(prompt="a cat", negative_prompt="bad (hands")
     assert error.value.position == 4
-    assert error.value.prompt == "bad (hands:1.2)"
+    assert error.value.prompt == "bad (hands"
 
 
 def test_negative_prompt_is_plain_words():
@@ -179,6 +187,46 @@ def test_negative_prompt_is_plain_words():
     for negative in ("a [cat](x)", "blurry <lora:x>"):
         with pytest.raises(SceneError, match="negative prompt names the LoRA 'x'"):
             Scene(prompt="a cat", negative_prompt=negative)
+
+
+def test_negative_prompts_of_the_passes():
+    scene = Scene(
+        prompt="a [cat](x) and a [dog](y)",
+        negative_prompt="(blurry:1.5) ",
+        negative_prompts={"y": "white fur"},
+    )
+    assert scene.negative().text == scene.negative("x").text == "blurry"
+    assert scene.negative("y").text == scene.negative("x", "y").text == "blurry, white fur"
+    assert scene.negative("y").emphasis == ((Span(0, 6), 1.5),)
+    assert scene.replace(negative_prompt="").negative("y").text == "white fur"
+    with pytest.raises(SceneError, match=r"negative prompt for 'z', which is no concept"):
+        scene.replace(negative_prompts={"z": "white"})
+    with pytest.raises(PromptSyntaxError, match=r"^in the negative prompt of 'y': "):
+        scene.replace(negative_prompts={"y": "white)"})
+    with pytest.raises(SceneError, match=r"negative prompt of 'y' names the LoRA 'z'"):
+        scene.replace(negative_prompts={"y": "a [cat](z)"})
+
+
+def test_weights_by_component():
+    scene = Scene(
+        prompt="a [cat](x:0.5) and a [dog](y:0.5:0.2) <lora:ink:te=0>",
+        loras={"x": {"weight": {"unet": 0.5, "text_encoder": 0}}, "y": {"weight": 2}},  # pyright: ignore
+    )
+    weights = [(c.name, c.weight, c.text_encoder_weight) for c in scene.concepts]
+    assert weights == [("x", 0.25, 0.0), ("y", 1.0, 0.4)]
+    assert scene.styles == (Style("ink", 1.0, 0.0),)
+    assert scene_from_dict(json.loads(scene.to_json())) == scene
+
+
+def test_schema_describes_what_a_scene_takes():
+    schema = scene_schema()
+    assert schema["properties"].keys() == Scene.model_fields.keys()
+    assert schema["required"] == ["prompt"]
+    assert schema["additionalProperties"] is False
+    lora = schema["$defs"]["LoraRef"]["anyOf"]
+    assert [one["type"] for one in lora] == ["string", "object"]
+    assert lora[1]["properties"].keys() == LoraRef.model_fields.keys()
+    assert schema["$schema"].startswith("https://json-schema.org/")
 
 
 def test_eight_concepts_and_no_more():
@@ -277,7 +325,7 @@ def test_file(tmp_path, name, dump):
         ("s.yaml", "prompt: a\nstep: 3", "unknown key 'step'"),
         ("s.yaml", "prompt: a\nloras: {1: a.safetensors}", "loras.*string"),
         ("s.yaml", "prompt: &p [*p]", "prompt: .*string"),
-        ("s.yaml", "prompt: a (b)", "A1111"),
+        ("s.yaml", "prompt: 'a [b|c]'", "A1111"),
         ("s.yaml", "prompt: a # " + "x" * MAX_FILE_BYTES, "larger than 1000000 bytes"),
     ],
 )
@@ -294,3 +342,23 @@ def test_unreadable_file(tmp_path):
     (tmp_path / "latin.yaml").write_bytes(b"prompt: caf\xe9")
     with pytest.raises(SceneError, match="not valid YAML"):
         Scene.from_file(tmp_path / "latin.yaml")
+
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def test_scene_files_of_the_documentation(tmp_path):
+    scene = Scene.from_file(DOCS / "scene.yaml")
+    assert scene.loras["golddog"].text_encoder_weight == 0.8
+    (block,) = re.findall(r"```yaml\n(.*?)```", (DOCS / "scenes.md").read_text(), re.DOTALL)
+    (tmp_path / "s.yaml").write_text(block)
+    assert Scene.from_file(tmp_path / "s.yaml").styles == (Style("ink", 0.4, 0.15),)
+
+
+def test_documented_markup_is_read_as_documented():
+    table = re.findall(r"^\| `(.*?)`", (DOCS / "scenes.md").read_text(), re.MULTILINE)
+    written = [line.replace(r"\|", "|") for line in table if not line.startswith("\\")]
+    assert len(written) == 9
+    for markup in written:
+        prefix = "a [x cat]" if markup.startswith("(blackcat") else "a cat and "
+        assert parse_prompt(prefix + markup).text

@@ -1,12 +1,18 @@
 """Character spans to token positions, with a small CLIP tokenizer trained here."""
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
-from loraweave.backbone.text import end_of_text_position, token_positions
+from loraweave.backbone.text import (
+    emphasised,
+    end_of_text_position,
+    token_positions,
+    tokenized,
+)
 from loraweave.errors import SceneError
 from loraweave.prompt import Span, full_prompt, parse_prompt, pass_prompts
 
@@ -135,22 +141,104 @@ def test_longest_text_that_fits(tokenizer):
     assert token_positions(tokenizer, text, Span(len(text) - 3, len(text))) == [75]
 
 
-def test_too_long_text_names_the_words_that_fall_off(tokenizer):
+def test_positions_in_the_second_chunk(tokenizer):
     text = " ".join(["cat"] * 74) + " zwx dog river"
-    with pytest.raises(SceneError) as error:
-        token_positions(tokenizer, text, Span(0, 3))
-    # 74 cats, 3 tokens of zwx, 2 words, start and end; zwx itself is cut in two.
-    assert "81 tokens" in str(error.value)
-    assert "77" in str(error.value)
-    assert "'zwx dog river'" in str(error.value)
-    with pytest.raises(SceneError, match="fall off"):
-        end_of_text_position(tokenizer, text)
+    # 74 cats and 3 tokens of zwx: it is cut in two, as A1111 does without a comma near.
+    assert token_positions(tokenizer, text, find(text, "zwx")) == [75, 78, 79]
+    assert token_positions(tokenizer, text, find(text, "dog")) == [80]
+    assert token_positions(tokenizer, text, find(text, "river")) == [81]
+    assert end_of_text_position(tokenizer, text) == 82
 
 
-def test_too_long_text_is_shown_shortened(tokenizer):
-    with pytest.raises(SceneError) as error:
-        end_of_text_position(tokenizer, "cat " * 5000)
-    assert len(str(error.value)) < 500
+def test_ids_of_two_chunks(tokenizer):
+    text = " ".join(["cat"] * 76)
+    start, *cats, end = tokenizer(text, verbose=False).input_ids
+    cat, pad = cats[0], tokenizer.pad_token_id
+    assert tokenized(tokenizer, text).ids(3).tolist() == [
+        [start, *[cat] * 75, end],
+        [start, cat, end] + [pad] * 74,
+        [start, end] + [pad] * 75,
+    ]
+
+
+def test_one_chunk_has_the_ids_of_the_tokenizer(tokenizer):
+    for text in ("", "a black cat", " ".join(["cat"] * 75)):
+        own = tokenizer(text, padding="max_length", max_length=77, truncation=True)
+        assert tokenized(tokenizer, text).ids(1).tolist() == [own.input_ids]
+
+
+@pytest.mark.parametrize(
+    ("commas", "sizes"),
+    [
+        ((), [75, 5]),
+        ((60,), [61, 19]),
+        ((60, 70), [71, 9]),
+        ((55,), [56, 24]),
+        ((54,), [75, 5]),  # 21 tokens back is too far
+        ((60, 75), [75, 5]),  # a comma that is the first too many opens the next chunk
+        ((74,), [75, 5]),
+    ],
+)
+def test_a_chunk_ends_after_a_comma_that_is_near(tokenizer, commas, sizes):
+    words = [", " if i in commas else "cat " for i in range(80)]
+    tokens = tokenized(tokenizer, "".join(words))
+    assert [len(chunk) for chunk in tokens.chunks] == sizes
+    assert tokens.positions[sizes[0]] == 77 + 1
+
+
+@given(st.lists(st.sampled_from(["cat", "zwx", ",", "river"]), min_size=1, max_size=200))
+def test_positions_lead_to_the_tokens_that_the_tokenizer_made(tokenizer, words):
+    text = " ".join(words)
+    tokens = tokenized(tokenizer, text)
+    ids = tokens.ids(len(tokens.chunks))
+    assert ids.shape == (len(tokens.chunks), 77)
+    alone = tokenizer(text, verbose=False).input_ids[1:-1]
+    assert ids.flatten()[tokens.positions].tolist() == alone
+    rest = ids.flatten().tolist()
+    for position in reversed(tokens.positions):
+        del rest[position]
+    assert set(rest) <= {tokens.start, tokens.end, tokens.pad}
+    assert rest.count(tokens.start) == len(tokens.chunks)
+    assert max(len(chunk) for chunk in tokens.chunks) <= 75
+
+
+def test_weights_of_tokens(tokenizer):
+    text = " ".join(["cat"] * 74) + " zwx dog"
+    span, dog = find(text, "zwx"), find(text, "dog")
+    weights = tokenized(tokenizer, text).weights(((span, 1.5), (dog, 0.5)), 3)
+    expected = torch.ones(3, 77)
+    expected[0, 75] = expected[1, 1] = expected[1, 2] = 1.5
+    expected[1, 3] = 0.5
+    assert torch.equal(weights, expected)
+
+
+def test_emphasis_restores_the_mean():
+    states = torch.tensor([[[1.0, 3.0], [2.0, 2.0]], [[5.0, 6.0], [7.0, 8.0]]])
+    out = emphasised(states, torch.tensor([[1.0, 3.0], [1.0, 1.0]]))
+    # Row 0: mean 2, weighted (1, 3, 6, 6) with mean 4, so everything is halved.
+    assert torch.equal(out[0], torch.tensor([[0.5, 1.5], [3.0, 3.0]]))
+    assert torch.equal(out[1], states[1])
+
+
+def test_emphasis_in_half_precision_is_computed_in_float32():
+    states = torch.randn(1, 77, 32, generator=torch.Generator().manual_seed(0)) + 1
+    weights = torch.ones(1, 77)
+    weights[0, 3:9] = 1.3
+    half = emphasised(states.half(), weights)
+    assert half.dtype == torch.float16
+    assert torch.equal(half, emphasised(states.half().float(), weights).half())
+
+
+def test_weights_that_cancel_out():
+    states = torch.tensor([[[1.0], [1.0]]])
+    with pytest.raises(SceneError, match="cancel each other out"):
+        emphasised(states, torch.tensor([[1.0, -1.0]]))
+
+
+def test_a_text_of_too_many_chunks(tokenizer):
+    assert len(tokenized(tokenizer, "cat " * 75 * 16).chunks) == 16
+    with pytest.raises(SceneError, match=r"1201 tokens, 17 chunks of 75; at most 16"):
+        tokenized(tokenizer, "cat " * (75 * 16 + 1))
 
 
 @pytest.mark.parametrize("marker", ["<|startoftext|>", "<|endoftext|>"])
@@ -158,8 +246,3 @@ def test_marker_of_the_tokenizer_in_the_text(tokenizer, marker):
     text = f"a {marker} cat"
     with pytest.raises(SceneError, match="own marker"):
         token_positions(tokenizer, text, find(text, "cat"))
-
-
-def test_text_that_is_one_word_too_long(tokenizer):
-    with pytest.raises(SceneError, match="would fall off: 'dog'"):
-        end_of_text_position(tokenizer, "cat " * 75 + "dog")

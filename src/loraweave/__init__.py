@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from .loading import load
     from .methods import METHODS, CLoRASettings
     from .output import ComposeOutput
-    from .scene import LoraRef, Region, Scene
+    from .scene import ComponentWeights, LoraRef, Region, Scene
 
 __all__ = [
-    "METHODS", "BaseModelMismatch", "CLoRASettings", "ComposeOutput", "LoraError", "LoraRef",
-    "LoraWeaveError", "MethodError", "ModelNotFound", "PromptSyntaxError", "Region",
-    "RegionError", "Scene", "SceneError", "TrainingError", "UnsupportedLoraFormat",
+    "METHODS", "BaseModelMismatch", "CLoRASettings", "ComponentWeights", "ComposeOutput",
+    "LoraError", "LoraRef", "LoraWeaveError", "MethodError", "ModelNotFound", "PromptSyntaxError",
+    "Region", "RegionError", "Scene", "SceneError", "TrainingError", "UnsupportedLoraFormat",
     "__version__", "compose", "load",
 ]  # fmt: skip
 
@@ -37,7 +37,7 @@ _HOMES = {
     "loading": ("load",),
     "methods": ("METHODS", "CLoRASettings"),
     "output": ("ComposeOutput",),
-    "scene": ("LoraRef", "Region", "Scene"),
+    "scene": ("ComponentWeights", "LoraRef", "Region", "Scene"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -15,9 +15,11 @@ from .denoise.composition import composition
 from .denoise.executor import Executor, executing
 from .denoise.loop import StepScheduler, Trace, denoise
 from .errors import MethodError, SceneError
-from .loading import base_identity, with_shipped_loras
 from .layout.regions import as_mask
+from .loading import base_identity, with_folder_loras, with_shipped_loras
+from .lora.adapter import Adapter
 from .lora.pipeline import gather_adapters
+from .lora.trigger import fill_triggers
 from .methods import Method, MethodSettings, get_method
 from .output import ComposeOutput, versions
 from .scene import LoraRef, Region, Scene
@@ -33,9 +35,11 @@ def compose(
     prompt: str | Scene,
     *,
     loras: Mapping[str, LoraSource] | None = None,
+    lora_dir: str | Path | None = None,
     method: str | Method = "clora",
     settings: MethodSettings | Mapping[str, Any] | None = None,
     negative_prompt: str = "",
+    negative_prompts: Mapping[str, str] | None = None,
     num_inference_steps: int = STEPS,
     guidance_scale: float = GUIDANCE,
     height: int | None = None,
@@ -58,9 +62,13 @@ def compose(
         prompt: `a [sks cat](blackcat) and a [zwx dog](golddog:0.8) in the meadow`, or a whole
             scene, which then brings its own sizes, steps, seed and LoRAs.
         loras: file of each LoRA that the prompt names; names already loaded in `pipe` need none.
+            A concept without a trigger gets that of its file's metadata, if there is one; `info`
+            says so in "notes" and has the prompt as it was drawn.
+        lora_dir: folder in which the LoRAs are found that have no file and are not loaded.
         method: name or instance; `loraweave.METHODS` has them all.
         settings: of the method, if `method` is a name.
-        negative_prompt: what to steer away from, plain words.
+        negative_prompt: what to steer away from, words with or without emphasis.
+        negative_prompts: by concept, what its pass steers away from in addition.
         num_inference_steps: denoising steps.
         guidance_scale: classifier-free guidance, as in diffusers.
         height, width: pixels; the model's own size if not given.
@@ -90,7 +98,8 @@ def compose(
     if isinstance(prompt, Scene):
         scene = prompt
         given = {
-            "loras": loras, "regions": plain or (regions and scene.regions), "negative_prompt": negative_prompt,
+            "loras": loras, "regions": plain, "negative_prompt": negative_prompt,
+            "negative_prompts": negative_prompts,
             "height": height, "width": width,
             "num_inference_steps": num_inference_steps != STEPS,
             "guidance_scale": guidance_scale != GUIDANCE,
@@ -101,7 +110,8 @@ def compose(
             )
     else:
         scene = Scene(
-            prompt=prompt, negative_prompt=negative_prompt, width=width, height=height,
+            prompt=prompt, negative_prompt=negative_prompt,
+            negative_prompts=dict(negative_prompts or {}), width=width, height=height,
             num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
             loras=dict(loras or {}), regions=plain,  # type: ignore[arg-type]
         )  # fmt: skip
@@ -130,12 +140,17 @@ def compose(
                 f"has {shape[1:]} (channels, height, width)"
             )
 
-    images, masks, maps, losses, notes = [], [], [], [], []
+    loaded = {name for names in pipe.get_list_adapters().values() for name in names}
+    if lora_dir is not None:
+        scene = with_folder_loras(scene, lora_dir, loaded)
+    images, masks, maps, losses, flags, caveats = [], [], [], [], [], []
     started = time.monotonic()
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))  # methods take gradients
         stack.enter_context(_interruptible(pipe))
         adapters = stack.enter_context(gather_adapters(pipe, with_shipped_loras(scene)))
+        scene, notes = fill_triggers(scene, {n: a.metadata for n, a in adapters.items()})
+        notes += _unused_weights(scene, adapters)
         every = {**adapters, **method.extra_adapters(scene, adapters)}
         composed = stack.enter_context(composition(scene, backbone, every, masks_at_hand))
         executor = stack.enter_context(executing(composed, pass_batch))
@@ -146,15 +161,20 @@ def compose(
                 else own_latents.detach().to(backbone.device, backbone.dtype, copy=True)
                 for own_generator, own_latents in part
             ])  # fmt: skip
+            given_here = (callback_on_step_end, masks_at_hand, len(part) > 1)
+            caveats += [_caveat(pipe, scene, *source, *given_here) for source in part]
             z, trace = _draw(executor, method, scene, noise, [g for g, _ in part],
                              callback_on_step_end, progress)  # fmt: skip
-            images.append(backbone.decode(z, output_type))
+            drawn, flagged = backbone.decode_checked(z, output_type)
+            images.append(drawn)
+            flags += flagged or [None] * len(part)
             for n in range(len(part)):
                 masks.append(_stacked([step[n] for step in trace.masks]))
                 maps.append(_stacked([step[n] for step in trace.maps]))
                 losses.append([(i, own[n].item()) for i, own in trace.losses])
             notes += trace.notes
             if pipe._interrupt:
+                caveats[-len(part) :] = ["it was interrupted"] * len(part)
                 break
         calls = executor.calls
     info = {
@@ -168,13 +188,14 @@ def compose(
         "versions": versions(),
         "concepts": [concept.name for concept in scene.concepts],
         "seeds": [_seed(scene, g) for g, _ in sources[: len(masks)]],
+        "caveats": caveats,
+        "nsfw": flags,
+        "notes": notes,
         "seconds": time.monotonic() - started,
         "calls": calls.forward,
         "rows": calls.rows,
         "backward_rows": calls.backward_rows,
         "losses": losses,
-        "notes": notes,
-        "batch_size": batch_size,
     }
     return ComposeOutput(_joined(images, output_type), masks, maps, info)
 
@@ -246,6 +267,48 @@ def _noise_sources(
 
 def _seed(scene: Scene, generator: torch.Generator | None) -> int:
     return scene.seed if generator is None else generator.initial_seed()
+
+
+def _caveat(
+    pipe: StableDiffusionPipeline, scene: Scene, generator: torch.Generator | None,
+    latents: Tensor | None, callback: Any, masks: Mapping[str, Tensor], in_batch: bool,
+) -> str | None:  # fmt: skip
+    """Why a picture's record is not enough to make it again; None if it is."""
+    if latents is not None:
+        return "its noise was given as latents"
+    if generator is not None:
+        fresh = torch.Generator(generator.device).manual_seed(generator.initial_seed())
+        if generator.device.type != "cpu":
+            return f"its noise was drawn on {generator.device.type}"
+        if not torch.equal(fresh.get_state(), generator.get_state()):
+            return "its generator had been used before"
+        if not 0 <= generator.initial_seed() < 2**63:
+            return "its seed is out of the range of scenes"
+    if callback is not None:
+        return "a callback took part"
+    if masks:
+        return f"the masks of {', '.join(masks)} were given by a program"
+    if in_batch:
+        return "it was drawn in a batch, so one drawn alone differs by rounding"
+    own = {one.name for one in (*scene.concepts, *scene.styles)}
+    if loaded := sorted(n for n in own if scene.loras.get(n, LoraRef()).path is None):
+        return f"its LoRAs {', '.join(loaded)} were loaded in the pipeline, not given as files"
+    active = pipe.get_active_adapters() if pipe.get_list_adapters() else []
+    if others := sorted(set(active) - own):
+        return f"the pipeline's own adapters {', '.join(others)} acted on it"
+    return None
+
+
+def _unused_weights(scene: Scene, adapters: Mapping[str, Adapter]) -> list[str]:
+    """A sentence about each LoRA that has a weight for a text encoder but no part for it."""
+    words = (*scene.parsed.concepts, *scene.parsed.styles)
+    given = {one.name for one in words if one.text_encoder_weight}
+    given |= {n for n, ref in scene.loras.items() if ref.text_encoder_weight != ref.unet_weight}
+    return [
+        f"the LoRA {name!r} has no part for the text encoder, so its weight there changes nothing"
+        for name in sorted(given)
+        if name in adapters and not adapters[name].text_encoder
+    ]
 
 
 def _check_output(output_type: str, count: int) -> None:

@@ -2,13 +2,19 @@
 
 import hashlib
 import json
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from torch import nn
+from transformers import CLIPImageProcessor
 
 from .errors import ModelNotFound
 from .backbone.sd1 import base_name
+from .lora.folder import find_lora
 from .scene import MINIATURE, SHIPPED, LoraRef, Scene
 
 
@@ -53,16 +59,22 @@ def _from_folder(path: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
     if not index.is_file():
         raise ModelNotFound(f"{path} is no diffusers folder: it has no model_index.json")
     try:
-        kind = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        parts = json.loads(index.read_text(encoding="utf-8"))
+        kind, checker = parts["_class_name"], parts.get("safety_checker")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelNotFound(f"{index} is damaged or no diffusers index: {error!r}") from error
     if kind != StableDiffusionPipeline.__name__:
         raise ModelNotFound(f"{path} holds a {kind}; a StableDiffusionPipeline (SD 1.x) is needed")
+    # Said here because the loader's own words for it do not: the checker is never left out quietly.
+    if checker and checker[0] and not (path / "safety_checker").is_dir():
+        raise ModelNotFound(
+            f"{index} names a safety checker, but {path / 'safety_checker'} is not there; restore "
+            'it, or write "safety_checker": [null, null] to do without'
+        )
     try:
         return StableDiffusionPipeline.from_pretrained(
-            path, dtype=dtype, local_files_only=True, safety_checker=None,
-            feature_extractor=None, requires_safety_checker=False, use_safetensors=True,
-        )  # fmt: skip
+            path, dtype=dtype, local_files_only=True, use_safetensors=True
+        )
     except Exception as error:  # the loader raises many kinds for incomplete folders
         raise ModelNotFound(f"{path} cannot be loaded: {error}") from error
 
@@ -78,14 +90,32 @@ def _from_file(path: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
             f"tokenizer/, ...) into {config}"
         )
     try:
+        checker = _safety_checker(config, dtype)
         return StableDiffusionPipeline.from_single_file(
             str(path), config=str(config), dtype=dtype, local_files_only=True,
-            safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+            requires_safety_checker=checker["safety_checker"] is not None, **checker,
         )  # fmt: skip
     except Exception as error:  # the loader raises many kinds for foreign checkpoints
         raise ModelNotFound(
             f"{path.name} is not a Stable Diffusion 1.x checkpoint: {error}"
         ) from error
+
+
+def _safety_checker(config: Path, dtype: torch.dtype) -> dict[str, Any]:
+    """A safety checker from the configuration beside a checkpoint, which has none itself."""
+    if not (config / "safety_checker").is_dir():
+        return {"safety_checker": None, "feature_extractor": None}
+    return {
+        "safety_checker": StableDiffusionSafetyChecker.from_pretrained(
+            config / "safety_checker",
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+        ),
+        "feature_extractor": CLIPImageProcessor.from_pretrained(
+            config / "feature_extractor", local_files_only=True
+        ),
+    }
 
 
 def with_shipped_loras(scene: Scene) -> Scene:
@@ -97,24 +127,58 @@ def with_shipped_loras(scene: Scene) -> Scene:
     from .miniature.shipped import lora_file
 
     found = {
-        name: LoraRef(path=lora_file(str(lora.path).removeprefix(SHIPPED)), weight=lora.weight)
+        name: lora.model_copy(update={"path": lora_file(str(lora.path).removeprefix(SHIPPED))})
         for name, lora in scene.loras.items()
         if str(lora.path).startswith(SHIPPED)
     }
     return scene.replace(loras={**scene.loras, **found}) if found else scene
 
 
-def base_identity(pipe: StableDiffusionPipeline) -> dict[str, str]:
-    """Name and hash of a loaded base: what a picture's record says about it.
+def with_folder_loras(scene: Scene, folder: str | Path, there: Collection[str] = ()) -> Scene:
+    """The scene with files from a folder of LoRAs for the names that have none.
 
-    The hash covers the names, shapes and a sample of the U-Net's weights, so that it is quick at
-    any size and tells models apart.
+    Args:
+        scene: what was asked for.
+        folder: see `lora.folder`.
+        there: names that need no file, such as those that are loaded in a pipeline.
+
+    Raises:
+        LoraError: no such folder, a name that is not in it, or several of that name.
     """
+    found = {}
+    for words in (*scene.parsed.concepts, *scene.parsed.styles):
+        own = scene.loras.get(words.name, LoraRef())
+        if own.path is None and words.name not in there:
+            path = find_lora(folder, words.name)
+            found[words.name] = own.model_copy(update={"path": path})
+    return scene.replace(loras={**scene.loras, **found}) if found else scene
+
+
+def base_identity(pipe: StableDiffusionPipeline) -> dict[str, str]:
+    """Name and hashes of a loaded base: what a picture's record says about it.
+
+    `sha256` is the U-Net's, `text_encoder` and `vae` theirs, `scheduler_sha256` that of the
+    scheduler's settings. The hashes of models cover the names, shapes and a sample of the weights,
+    so that they are quick at any size and tell models apart.
+    """
+    settings = {k: v for k, v in pipe.scheduler.config.items() if not k.startswith("_")}
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return {
+        "name": base_name(pipe),
+        "sha256": _sampled_sha256(pipe.unet),
+        "text_encoder": _sampled_sha256(pipe.text_encoder),
+        "vae": _sampled_sha256(pipe.vae),
+        "scheduler": type(pipe.scheduler).__name__,
+        "scheduler_sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
+
+
+def _sampled_sha256(model: nn.Module) -> str:
     digest = hashlib.sha256()
-    for name, value in pipe.unet.state_dict().items():
+    for name, value in model.state_dict().items():
         if "lora_" in name:
             continue
         plain = name.replace(".base_layer", "")
         digest.update(f"{plain} {tuple(value.shape)}".encode())
         digest.update(value.flatten()[:16].float().cpu().numpy().tobytes())
-    return {"name": base_name(pipe), "sha256": digest.hexdigest()}
+    return digest.hexdigest()

@@ -29,7 +29,10 @@ class ComposeOutput:
             tensor for methods without masks. N in the order of `info["concepts"]`.
         maps: per picture (steps, N, h, w): each concept's attention, its words' maps divided by
             their maxima and averaged, values in [0, 1].
-        info: scene, method, settings, seeds, seconds, denoiser calls and rows, losses, versions.
+        info: scene, method, settings, base, LoRAs with their hashes, versions, seconds, denoiser
+            calls and rows; per picture seeds, losses, "nsfw" (whether the base's safety checker
+            made it black, None without one) and "caveats" (why the record is not enough to make
+            it again, None if it is); "notes", sentences about what was found in the LoRAs' files.
     """
 
     images: Any
@@ -54,6 +57,7 @@ def picture_record(info: Mapping[str, Any], index: int) -> dict[str, Any]:
     keys = ("scene", "method", "settings", "base", "dtype", "device", "loras", "versions")
     record = {key: info[key] for key in keys}
     record["scene"] = {**info["scene"], "seed": info["seeds"][index]}
+    record["caveat"] = info["caveats"][index]
     return record
 
 
@@ -106,10 +110,12 @@ def read_png_record(path: str | Path) -> dict[str, Any]:
         raise SceneError(f"cannot read the picture {path}: {error}") from None
     if not text:
         raise SceneError(f"{path} carries no LoRAWeave record; it was made or saved elsewhere")
-    kinds = {"scene": dict, "method": str, "settings": dict, "base": dict, "loras": dict}
+    kinds = {"scene": dict, "method": str, "settings": dict, "base": dict, "loras": dict,
+             "versions": dict}  # fmt: skip
     try:
         record = json.loads(text)
         whole = all(isinstance(record[key], kind) for key, kind in kinds.items())
+        whole = whole and all(isinstance(lora, dict) for lora in record["loras"].values())
     except (ValueError, KeyError, TypeError, RecursionError):
         whole = False
     if not whole:
@@ -122,12 +128,25 @@ def _parameters(image: Image.Image, record: Mapping[str, Any]) -> str:
     lines = [scene["prompt"]]
     if scene["negative_prompt"]:
         lines.append(f"Negative prompt: {scene['negative_prompt']}")
-    hashes = ", ".join(f"{n}: {lora['sha256'][:12]}" for n, lora in record["loras"].items())
-    lines.append(
-        f"Steps: {scene['num_inference_steps']}, CFG scale: {scene['guidance_scale']}, "
-        f"Seed: {scene['seed']}, Size: {image.width}x{image.height}, "
-        f"Model: {record['base']['name']}, Method: {record['method']}"
-        + (f', Lora hashes: "{hashes}"' if hashes else "")
-        + f", Version: LoRAWeave {record['versions']['loraweave']}"
+    hashes = ", ".join(  # without commas in the names, as in A1111
+        f"{name.replace(',', '')}: {lora['sha256'][:12]}" for name, lora in record["loras"].items()
     )
+    values = {
+        "Steps": scene["num_inference_steps"],
+        "Sampler": record["base"].get("scheduler", "").removesuffix("Scheduler"),
+        "CFG scale": scene["guidance_scale"],
+        "Seed": scene["seed"],
+        "Size": f"{image.width}x{image.height}",
+        "Model": record["base"]["name"],
+        "Method": record["method"],
+        "Lora hashes": hashes,
+        "Version": f"LoRAWeave {record['versions']['loraweave']}",
+    }
+    lines.append(", ".join(f"{k}: {_quoted(v)}" for k, v in values.items() if v != ""))
     return "\n".join(lines)
+
+
+def _quoted(value: Any) -> str:
+    """As A1111 writes it: in quotes if it would be taken for more than one value."""
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if set(text) & set(',:\n"') else text

@@ -5,55 +5,79 @@ JSON file (`Scene.from_file`), checks itself when it is made, and goes back to J
 Whatever is wrong with it is a `SceneError`, pydantic's own complaints included.
 """
 
-import difflib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
+    GetJsonSchemaHandler,
     ModelWrapValidatorHandler,
+    Tag,
     ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
+from loraweave.data_file import MAX_FILE_BYTES, read_data
 from loraweave.errors import LoraError, PromptSyntaxError, RegionError, SceneError
-from loraweave.prompt import WEIGHT_LIMIT, ParsedPrompt, parse_prompt
+from loraweave.messages import close_match, readable
+from loraweave.prompt import (
+    WEIGHT_LIMIT,
+    ConceptWords,
+    ParsedPrompt,
+    PassPrompt,
+    StyleWords,
+    full_prompt,
+    parse_prompt,
+)
+
+__all__ = [
+    "MAX_FILE_BYTES", "MINIATURE", "SHIPPED", "ComponentWeights", "Concept", "LoraRef", "Region",
+    "Scene", "Style", "scene_from_dict", "scene_schema",
+]  # fmt: skip
 
 MINIATURE = "miniature"  # the base model that ships with the package
 SHIPPED = f"{MINIATURE}:"  # before the name of a LoRA that ships
 MAX_CONCEPTS = 8
-MAX_FILE_BYTES = 1_000_000
+NOTHING = PassPrompt("", {}, {})  # the text of an empty negative prompt
 
 # Strict: a YAML `yes` or a quoted "7" is a slip, not a number.
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Integer = Annotated[int, Field(strict=True)]
 Pixels = Annotated[Integer, Field(gt=0, le=8192, multiple_of=8)]
+Weight = Annotated[Number, Field(ge=-WEIGHT_LIMIT, le=WEIGHT_LIMIT)]
 
 
 @dataclass(frozen=True, slots=True)
 class Concept:
-    """One LoRA and its words. `weight` is the prompt's weight times the LoRA's own."""
+    """One LoRA and its words.
+
+    `weight` is that of the U-Net's part and `text_encoder_weight` that of the text encoder's;
+    each is the prompt's weight times the LoRA's own.
+    """
 
     name: str
     trigger: str
     noun: str
     weight: float
+    text_encoder_weight: float
 
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """One global LoRA. `weight` is the prompt's weight times the LoRA's own."""
+    """One global LoRA; weights as in `Concept`."""
 
     name: str
     weight: float
+    text_encoder_weight: float
 
 
 class _Data(BaseModel):
@@ -66,18 +90,63 @@ class _Data(BaseModel):
         try:
             return handler(data)
         except ValidationError as error:
-            raise cls.error(_readable(error, list(cls.model_fields))) from None
+            raise cls.error(readable(error, list(cls.model_fields), _TAGS)) from None
+
+
+class ComponentWeights(_Data):
+    """A LoRA's weights by part of the model, each in [-4, 4]; a part left out has 1."""
+
+    unet: Weight = 1.0
+    text_encoder: Weight = 1.0
+
+
+def _tag(value: Any) -> str:
+    return "components" if isinstance(value, Mapping | ComponentWeights) else "number"
+
+
+_TAGS = frozenset({"components", "number"})
+OwnWeight = Annotated[
+    Annotated[Weight, Tag("number")] | Annotated[ComponentWeights, Tag("components")],
+    Discriminator(_tag),
+]
 
 
 class LoraRef(_Data):
     """Where a LoRA is and how strongly it is used; a plain string is a path.
 
     Without a path the LoRA must already be loaded in the pipeline under its name.
-    `weight` is in [-4, 4] and multiplies the weight in the prompt.
+    `weight` multiplies the weight in the prompt: a number in [-4, 4] for all of the LoRA, or
+    `{unet: 0.8, text_encoder: 0.5}`, as for `set_adapters` in diffusers.
     """
 
     path: Path | None = None
-    weight: Number = Field(default=1.0, ge=-WEIGHT_LIMIT, le=WEIGHT_LIMIT)
+    weight: OwnWeight = 1.0
+
+    @property
+    def unet_weight(self) -> float:
+        """The weight of the U-Net's part."""
+        return self.weight.unet if isinstance(self.weight, ComponentWeights) else self.weight
+
+    @property
+    def text_encoder_weight(self) -> float:
+        """The weight of the text encoder's part."""
+        own = self.weight
+        return own.text_encoder if isinstance(own, ComponentWeights) else own
+
+    @field_validator("weight", mode="before")
+    @classmethod
+    def _by_component(cls, value: Any) -> Any:
+        try:
+            return ComponentWeights(**value) if isinstance(value, Mapping) else value
+        except (SceneError, TypeError) as error:  # TypeError: a key that is no text
+            raise SceneError(f"weight: {error}") from None
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        plain = {"type": "string", "minLength": 1, "description": "The path alone."}
+        return {"anyOf": [plain, handler(core_schema)]}
 
     @model_validator(mode="before")
     @classmethod
@@ -121,16 +190,19 @@ class Scene(_Data):
     """A prompt with its concepts and everything else that the picture depends on.
 
     `width` and `height` are pixels, multiples of 8; None leaves them to the base model.
-    `loras` and `regions` go by the names in the prompt. `regions` may only name concepts.
+    `loras`, `regions` and `negative_prompts` go by the names in the prompt; the last two may only
+    name concepts. `negative_prompts` are what one concept's pass steers away from, in addition
+    to `negative_prompt`, which holds for all passes.
 
     Raises:
         SceneError: anything is missing, unknown or out of range, or more than 8 concepts.
-        PromptSyntaxError: the markup of the prompt or negative prompt is wrong.
+        PromptSyntaxError: the markup of the prompt or a negative prompt is wrong.
         RegionError: a region is not a box in the picture or an image.
     """
 
     prompt: str
     negative_prompt: str = ""
+    negative_prompts: dict[str, str] = {}
     width: Pixels | None = None
     height: Pixels | None = None
     seed: Integer = Field(default=0, ge=0, lt=2**63)
@@ -158,13 +230,16 @@ class Scene(_Data):
         names = [concept.name for concept in self.parsed.concepts]
         if len(names) > MAX_CONCEPTS:
             raise SceneError(f"{len(names)} concepts in one prompt; at most {MAX_CONCEPTS} work")
-        for name in self.regions:
-            if name not in names:
-                raise SceneError(
-                    f"a region for {name!r}, which is no concept of the prompt"
-                    f"{_close_match(name, names)}; mark its words: [trigger noun]({name})"
-                )
-        _ = self.negative_text
+        for kind, given in (("region", self.regions), ("negative prompt", self.negative_prompts)):
+            for name in given:
+                if name not in names:
+                    raise SceneError(
+                        f"a {kind} for {name!r}, which is no concept of the prompt"
+                        f"{close_match(name, names)}; mark its words: [trigger noun]({name})"
+                    )
+        _plain_prompt(self.negative_prompt, "in the negative prompt")
+        for name, text in self.negative_prompts.items():
+            _plain_prompt(text, f"in the negative prompt of {name!r}")
         return self
 
     @property
@@ -175,37 +250,36 @@ class Scene(_Data):
 
     @property
     def negative_text(self) -> str:
-        """The negative prompt as the text encoder gets it, escapes resolved.
+        """The negative prompt as the text encoder gets it, without markup."""
+        return self.negative().text
 
-        The same markup is an error in it as in the prompt, and so are concepts and styles.
+    def negative(self, *concepts: str) -> PassPrompt:
+        """What a pass steers away from: the scene's words, then those of the pass's concepts.
+
+        Emphasis may be in it; concepts and styles may not.
         """
-        if not self.negative_prompt.strip():
-            return ""
-        try:
-            parsed = parse_prompt(self.negative_prompt)
-        except PromptSyntaxError as error:
-            named = PromptSyntaxError(f"in the negative prompt: {error}")
-            named.prompt, named.position = error.prompt, error.position
-            raise named from None
-        for words in (*parsed.concepts, *parsed.styles):
-            raise SceneError(f"the negative prompt names the LoRA {words.name!r}; use plain words")
-        return parsed.text
+        own = [self.negative_prompts.get(name, "") for name in dict.fromkeys(concepts)]
+        parts = [part.strip() for part in (self.negative_prompt, *own) if part.strip()]
+        # Each part was checked on its own, so joining them cannot make a new bracket.
+        return _plain_prompt(", ".join(parts), "in the negative prompt")
 
     @property
     def concepts(self) -> tuple[Concept, ...]:
         """The concepts in the order of the prompt."""
         return tuple(
-            Concept(c.name, c.trigger, c.noun, c.weight * self._own_weight(c.name))
-            for c in self.parsed.concepts
+            Concept(c.name, c.trigger, c.noun, *self._weights(c)) for c in self.parsed.concepts
         )
 
     @property
     def styles(self) -> tuple[Style, ...]:
         """The global LoRAs in the order of the prompt."""
-        return tuple(Style(s.name, s.weight * self._own_weight(s.name)) for s in self.parsed.styles)
+        return tuple(Style(s.name, *self._weights(s)) for s in self.parsed.styles)
 
-    def _own_weight(self, name: str) -> float:
-        return self.loras[name].weight if name in self.loras else 1.0
+    def _weights(self, words: ConceptWords | StyleWords) -> tuple[float, float]:
+        """The weights of the U-Net's and of the text encoder's part."""
+        own = self.loras.get(words.name, LoraRef())
+        text = words.weight if words.text_encoder_weight is None else words.text_encoder_weight
+        return words.weight * own.unet_weight, text * own.text_encoder_weight
 
     def check_loras(self, available: Iterable[str] = ()) -> None:
         """Check that every LoRA of the prompt is there and every LoRA given is used.
@@ -222,7 +296,7 @@ class Scene(_Data):
             if name not in there:
                 raise LoraError(
                     f"the prompt uses the LoRA {name!r}, which is not loaded"
-                    f"{_close_match(name, there)}; loaded: {', '.join(sorted(there)) or 'none'}. "
+                    f"{close_match(name, there)}; loaded: {', '.join(sorted(there)) or 'none'}. "
                     f"Give its file in the scene, loras: {{{name}: path/to/{name}.safetensors}}, "
                     "or load it into the pipeline under this name"
                 )
@@ -230,7 +304,7 @@ class Scene(_Data):
             if name not in used:
                 raise LoraError(
                     f"the LoRA {name!r} is given but the prompt never uses it"
-                    f"{_close_match(name, used)}; mark its words, [trigger noun]({name}), "
+                    f"{close_match(name, used)}; mark its words, [trigger noun]({name}), "
                     f"write <lora:{name}:1> to use it as a style, or leave it out"
                 )
 
@@ -252,7 +326,7 @@ class Scene(_Data):
             SceneError: the file cannot be read, or is no scene.
         """
         path = Path(path)
-        data = _read(path)
+        data = read_data(path)
         try:
             scene = cls.model_validate(data)
         except SceneError as error:
@@ -275,21 +349,26 @@ def scene_from_dict(data: Mapping[str, Any]) -> Scene:
     return Scene.model_validate(data)
 
 
-def _read(path: Path) -> Any:
-    if path.suffix.lower() not in (".yaml", ".yml", ".json"):
-        raise SceneError(f"{path} is no scene file; name it .yaml, .yml or .json")
+def scene_schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of scene files."""
+    draft = "https://json-schema.org/draft/2020-12/schema"
+    return {"$schema": draft, **Scene.model_json_schema()}
+
+
+def _plain_prompt(source: str, where: str) -> PassPrompt:
+    """A prompt that may have emphasis but names no LoRA; empty if the source is."""
+    if not source.strip():
+        return NOTHING
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise SceneError(f"cannot read the scene file {path}: {error.strerror}") from error
-    if len(raw) > MAX_FILE_BYTES:
-        raise SceneError(f"{path} is larger than {MAX_FILE_BYTES} bytes, so no scene; check it")
-    load = json.loads if path.suffix.lower() == ".json" else yaml.safe_load
-    try:
-        return load(raw.decode("utf-8-sig"))
-    except Exception as error:  # safe_load lets KeyError, AttributeError, ... out for bad values
-        raise SceneError(f"{path} is not valid {path.suffix[1:].upper()}: {error}") from error
+        parsed = parse_prompt(source)
+    except PromptSyntaxError as error:
+        named = PromptSyntaxError(f"{where}: {error}")
+        named.prompt, named.position = error.prompt, error.position
+        raise named from None
+    for words in (*parsed.concepts, *parsed.styles):
+        what = where.removeprefix("in ")
+        raise SceneError(f"{what} names the LoRA {words.name!r}; use plain words")
+    return full_prompt(parsed)
 
 
 def _below(folder: Path, model: BaseModel, field: str) -> BaseModel:
@@ -297,23 +376,3 @@ def _below(folder: Path, model: BaseModel, field: str) -> BaseModel:
     if path is None or str(path).startswith(SHIPPED):
         return model
     return model.model_copy(update={field: folder / path})
-
-
-def _readable(error: ValidationError, keys: list[str]) -> str:
-    lines = []
-    for item in error.errors(include_url=False, include_context=False, include_input=False):
-        place = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            close = _close_match(place, keys)
-            lines.append(f"unknown key {place!r}{close}; known: {', '.join(keys)}")
-        elif item["type"] == "missing":
-            lines.append(f"{place} is missing")
-        else:
-            lines.append(": ".join(filter(None, (place, item["msg"]))))
-    more = [f"and {len(lines) - 3} more"] if len(lines) > 3 else []
-    return "; ".join(lines[:3] + more)
-
-
-def _close_match(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, sorted(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -5,6 +5,7 @@ picture: all of it is read from the pipeline's own parts, so the miniature and t
 run the same code.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,10 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import MethodError, SceneError
-from ..prompt import Span
+from ..prompt import PassPrompt, Span
 from ..scene import MINIATURE
 from .sites import native_size, reading_factor, reading_sites
-from .text import end_of_text_position, token_positions
+from .text import emphasised, end_of_text_position, token_positions, tokenized
 
 SD15_CROSS_ATTENTION = 768
 
@@ -109,23 +110,37 @@ class StableDiffusion1:
         """Positions of the tokens of some characters of a text; start of text is 0."""
         return token_positions(self.tokenizer, text, span)
 
+    def chunks(self, text: str) -> int:
+        """How many passes of the text encoder a text needs; see `backbone.text`."""
+        return len(tokenized(self.tokenizer, text).chunks)
+
     def end_position(self, text: str) -> int:
-        """Position of the end-of-text token of a text."""
+        """Position of the last end-of-text token of a text."""
         return end_of_text_position(self.tokenizer, text)
 
-    def encode(self, texts: list[str]) -> Float[Tensor, "B T D"]:
+    def encode(
+        self, prompts: Sequence[str | PassPrompt], chunks: int | None = None
+    ) -> Float[Tensor, "B T D"]:
         """Last hidden states of the texts; adapters act through hooks on the text encoder.
 
+        Args:
+            prompts: plain texts, or prompts with their emphasis.
+            chunks: to how many all are padded, with empty texts; as many as the longest needs
+                if not given. T is that many times the text encoder's own length.
+
         Raises:
-            SceneError: a text has more tokens than the model takes.
+            SceneError: a text has more tokens than 16 chunks hold, or cannot be weighted.
         """
-        for text in texts:
-            end_of_text_position(self.tokenizer, text)
-        ids = self.tokenizer(
-            texts, padding="max_length", max_length=self.tokenizer.model_max_length,
-            truncation=True, return_tensors="pt",
-        ).input_ids.to(self.device)  # fmt: skip
-        return self.text_encoder(ids)[0].to(self.dtype)
+        whole = [PassPrompt(p, {}, {}) if isinstance(p, str) else p for p in prompts]
+        tokens = [tokenized(self.tokenizer, p.text) for p in whole]
+        count = chunks or max(len(t.chunks) for t in tokens)
+        ids = torch.stack([t.ids(count) for t in tokens]).to(self.device)  # (B, K, T)
+        weights = torch.stack([t.weights(p.emphasis, count) for t, p in zip(tokens, whole)])
+        states = [
+            emphasised(self.text_encoder(ids[:, k])[0], weights[:, k].to(self.device))
+            for k in range(count)
+        ]
+        return torch.cat(states, 1).to(self.dtype)
 
     def denoise(
         self, latents: Float[Tensor, "B C h w"], t: Tensor, text: Float[Tensor, "B T D"]
@@ -137,10 +152,30 @@ class StableDiffusion1:
     def decode(self, latents: Float[Tensor, "B C h w"], output_type: str = "pil"):
         """Pictures from latents: a list of PIL pictures, an array, or a tensor ("pil", "np", "pt").
 
-        "latent" gives the latents back.
+        "latent" gives the latents back. What the safety checker finds comes out black, see
+        `decode_checked`.
+        """
+        return self.decode_checked(latents, output_type)[0]
+
+    @torch.no_grad()
+    def decode_checked(self, latents: Float[Tensor, "B C h w"], output_type: str = "pil"):
+        """`decode`, and per picture whether the base's safety checker blackened it.
+
+        None for those flags if the base has no safety checker, or nothing was decoded.
         """
         if output_type == "latent":
-            return latents
+            return latents, None
         scaled = latents / self.vae.config["scaling_factor"]
-        decoded = self.vae.decode(scaled.to(self.vae.dtype), return_dict=False)[0]
-        return self.pipe.image_processor.postprocess(decoded.float(), output_type=output_type)
+        decoded = self.vae.decode(scaled.to(self.vae.dtype), return_dict=False)[0].float()
+        flagged = None
+        if (checker := self.pipe.safety_checker) is not None:
+            # A copy, which the checker blackens too, perhaps in less precision.
+            looked_at = decoded.to(checker.dtype, copy=True)
+            _, flagged = self.pipe.run_safety_checker(looked_at, self.device, checker.dtype)
+            decoded[torch.tensor(flagged)] = 0
+        # A blackened picture is zeros already, which denormalising would make grey.
+        denormalise = [not flag for flag in flagged] if flagged is not None else None
+        images = self.pipe.image_processor.postprocess(
+            decoded, output_type=output_type, do_denormalize=denormalise
+        )
+        return images, flagged

@@ -19,14 +19,18 @@ DEFAULT_METHOD = "clora"
 def generate(
     prompt: options.Prompt = None,
     lora: options.Loras = None,
+    lora_dir: options.LoraDir = None,
     scene: options.SceneFile = None,
     picture: options.Picture = None,
+    own_prompt: options.OwnPrompt = None,
+    scene_set: options.SceneSet = None,
     base: options.Base = None,
     method: Annotated[
         str | None, typer.Option(help="See `loraweave methods`.", show_default="clora")
     ] = None,
     settings: options.Settings = None,
     negative: options.Negative = None,
+    negative_for: options.NegativeFor = None,
     steps: options.Steps = None,
     guidance: options.Guidance = None,
     width: options.Width = None,
@@ -51,13 +55,15 @@ def generate(
     figures = _numbered(save_maps, count) if save_maps else []
     _check_paths([*pictures, *figures])
     job = make_job(
-        prompt, scene, picture, base, options.read_loras(lora), negative_prompt=negative,
+        prompt, scene, picture, base, options.read_loras(lora), lora_dir=lora_dir,
+        fields=options.read_scene_fields(scene_set, negative_for), own_prompt=own_prompt,
+        negative_prompt=negative,
         num_inference_steps=steps, guidance_scale=guidance, width=width, height=height, seed=seed,
     )  # fmt: skip
     name = method or job.method or DEFAULT_METHOD
     drawer = _Drawer(
         job, {name: {**job.settings(name), **options.read_settings(settings)}},
-        dtype or job.dtype, device, as_json, quiet,
+        dtype or job.dtype, device or job.device, as_json, quiet,
     )  # fmt: skip
     for n, path in enumerate(pictures):
         output = drawer.draw(name, job.scene.seed + n)
@@ -73,8 +79,11 @@ def generate(
 def compare(
     prompt: options.Prompt = None,
     lora: options.Loras = None,
+    lora_dir: options.LoraDir = None,
     scene: options.SceneFile = None,
     picture: options.Picture = None,
+    own_prompt: options.OwnPrompt = None,
+    scene_set: options.SceneSet = None,
     base: options.Base = None,
     methods: Annotated[str, typer.Option(help="Names with commas, one row each.")] = "clora,merge",
     seeds: Annotated[str, typer.Option(help="0,1,2 or 0-3, one column each.")] = "0-3",
@@ -86,6 +95,7 @@ def compare(
         ),
     ] = None,
     negative: options.Negative = None,
+    negative_for: options.NegativeFor = None,
     steps: options.Steps = None,
     guidance: options.Guidance = None,
     width: options.Width = None,
@@ -100,12 +110,14 @@ def compare(
     _check_paths([out])
     numbers, names = options.read_seeds(seeds), options.read_methods(methods)
     job = make_job(
-        prompt, scene, picture, base, options.read_loras(lora), negative_prompt=negative,
+        prompt, scene, picture, base, options.read_loras(lora), lora_dir=lora_dir,
+        fields=options.read_scene_fields(scene_set, negative_for), own_prompt=own_prompt,
+        negative_prompt=negative,
         num_inference_steps=steps, guidance_scale=guidance, width=width, height=height,
     )  # fmt: skip
     given = by_method(names, options.read_settings(settings))
     every = {name: {**job.settings(name), **given[name]} for name in names}
-    drawer = _Drawer(job, every, dtype or job.dtype, device, as_json, quiet)
+    drawer = _Drawer(job, every, dtype or job.dtype, device or job.device, as_json, quiet)
     rows, marks = [], []
     for name in names:
         images, line = [], []
@@ -153,9 +165,13 @@ class _Drawer:
             self.pipe, self.job.scene.replace(seed=seed), method=self.methods[method],
             progress=not self.quiet,
         )  # fmt: skip
+        notes = [] if self.done else list(output.info["notes"])
         if self.job.record and not self.done:
-            for note in differences(self.job.record, output.info):
-                typer.echo(f"note: {note}", err=True)
+            notes += differences(self.job.record, output.info)
+        if output.info["nsfw"][0]:
+            notes.append(f"the base's safety checker made the picture of seed {seed} black")
+        for note in notes:
+            typer.echo(f"note: {note}", err=True)
         return output
 
     def report(self, output: Any, path: Path, start: str = "") -> Any:

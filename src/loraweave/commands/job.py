@@ -1,5 +1,6 @@
 """From the options of `generate` and `compare` to a checked scene and a loaded model."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,9 +8,11 @@ from typing import Any, cast, get_args
 
 import typer
 
+from ..data_file import SUFFIXES
 from ..errors import LoraError, SceneError
 from ..progress import silence_libraries
 from ..scene import MINIATURE, SHIPPED, LoraRef, Scene, scene_from_dict
+from .fields import changed
 from .options import DType
 
 DEFAULT_SEED = 7
@@ -40,6 +43,19 @@ class Job:
         found = self.record.get("dtype")
         return cast(DType, found) if found in get_args(DType) else "float32"
 
+    @property
+    def device(self) -> str | None:
+        """The record's device if this machine has it; None for a new picture."""
+        import torch
+
+        found = self.record.get("device")
+        there = {
+            "cpu": True,
+            "cuda": torch.cuda.is_available(),
+            "mps": torch.backends.mps.is_available(),
+        }
+        return found if isinstance(found, str) and there.get(found) else None
+
     def settings(self, method: str) -> dict[str, Any]:
         """The record's settings, if they are this method's."""
         return dict(self.record.get("settings") or {}) if method == self.method else {}
@@ -51,61 +67,109 @@ def make_job(
     picture: Path | None,
     base: str | None,
     loras: Mapping[str, LoraRef],
+    *,
+    lora_dir: Path | None = None,
+    fields: Mapping[str, Any] | None = None,
+    own_prompt: str | None = None,
     **given: Any,
 ) -> Job:
     """Check what was asked for, as far as that is possible without a model.
 
     Args:
-        prompt, scene_file, picture: exactly one of them.
+        prompt, scene_file, picture: exactly one of them; a prompt that ends like a scene file's
+            name is one.
         base: None for the miniature, or the one of the picture's record.
         loras: files given; they replace those of the scene.
+        lora_dir: folder in which LoRAs without a file are found.
+        fields: of the scene, by dotted key; see `fields.changed`.
+        own_prompt: replaces the prompt of a scene file or picture.
         given: fields of the scene that replace its own; None for not given.
 
     Raises:
         SceneError, LoraError: the scene cannot be drawn.
     """
-    if [prompt, scene_file, picture].count(None) != 2:
-        raise SceneError("give exactly one of PROMPT, --scene FILE and --from PICTURE")
+    if prompt is not None and prompt.lower().endswith(SUFFIXES):
+        if scene_file is not None:
+            raise SceneError(f"two scene files, {prompt} and {scene_file}; give one of them")
+        prompt, scene_file = None, Path(prompt)
+    if (scene_file, picture) == (None, None) and prompt is None:
+        prompt, own_prompt = own_prompt, None
+    if [prompt, scene_file, picture].count(None) != 2 or (prompt and own_prompt):
+        raise SceneError(
+            "give exactly one of PROMPT, a scene file and --from PICTURE; --prompt TEXT replaces "
+            "the prompt of the other two"
+        )
     changes = {name: value for name, value in given.items() if value is not None}
+    if own_prompt is not None:
+        changes["prompt"] = own_prompt
     record: dict[str, Any] = {}
     if picture is not None:
         from ..output import read_png_record
 
         record = read_png_record(picture)
-        scene = scene_from_dict(record["scene"]).replace(**changes)
+        try:
+            scene = scene_from_dict(record["scene"])
+        except SceneError as error:
+            raise SceneError(f"the record in {picture} is no scene: {error}") from None
+        scene = _without_lost_files(scene, lora_dir)
     elif scene_file is not None:
-        scene = Scene.from_file(scene_file).replace(**changes)
+        scene = Scene.from_file(scene_file)
     else:
         scene = Scene(**{"prompt": prompt, "seed": DEFAULT_SEED, **changes})
+    scene = changed(scene, fields or {}, changes)
     if base is None:
         base = record.get("base", {}).get("name", MINIATURE)
         if base != MINIATURE:
             raise SceneError(f"{picture} was made with the base model {base!r}; give its folder or "
                              "file with --base")  # fmt: skip
-    files = {**scene.loras, **loras}
+    scene = scene.replace(loras={**scene.loras, **loras})
     if base == MINIATURE:
-        files |= _shipped(scene, files)
+        scene = _shipped(scene, lora_dir)
+    if lora_dir is not None:
+        from ..loading import with_folder_loras
+
+        scene = with_folder_loras(scene, lora_dir)
     for name in _names(scene):
-        if name not in files or files[name].path is None:
+        if name not in scene.loras or scene.loras[name].path is None:
             raise LoraError(f"the prompt uses the LoRA {name!r}, but no file is given for it; add "
-                            f"--lora {name}=path/to/{name}.safetensors{_ships(base)}")  # fmt: skip
-    scene = scene.replace(loras=files)
+                            f"--lora {name}=path/to/{name}.safetensors, or --lora-dir with the "
+                            f"folder that it is in{_ships(base)}")  # fmt: skip
     scene.check_loras()
     return Job(scene, base, record)
 
 
-def _shipped(scene: Scene, files: Mapping[str, LoraRef]) -> dict[str, LoraRef]:
-    """LoRAs of the prompt that have no file yet and ship with the miniature."""
+def _without_lost_files(scene: Scene, lora_dir: Path | None) -> Scene:
+    """The scene of a record without the paths that are gone, if they can be looked for.
+
+    What is found instead has to have the recorded hash, or `differences` says that it has not.
+    """
+    if lora_dir is None:
+        return scene
+    kept = dict(scene.loras)
+    for name, lora in scene.loras.items():
+        ships = str(lora.path).startswith(SHIPPED)
+        if lora.path and not ships and not os.path.exists(lora.path):  # noqa: PTH110
+            kept[name] = lora.model_copy(update={"path": None})
+    return scene.replace(loras=kept)
+
+
+def _shipped(scene: Scene, lora_dir: Path | None) -> Scene:
+    """The scene with the LoRAs that ship with the miniature, where it has no file yet."""
+    from ..lora.folder import list_loras
     from ..miniature.shipped import lora_names
 
     ships = set(lora_names())
-    lacking = [n for n in _names(scene) if n in ships and not (n in files and files[n].path)]
-    return {
-        name: LoraRef(
-            path=Path(f"{SHIPPED}{name}"), weight=files[name].weight if name in files else 1.0
-        )
-        for name in lacking
-    }
+    found = {}
+    for name in _names(scene):
+        own = scene.loras.get(name, LoraRef())
+        if name not in ships or own.path is not None:
+            continue
+        if lora_dir is not None and name in list_loras(lora_dir):
+            raise LoraError(f"the LoRA {name!r} ships with the miniature and is in {lora_dir} too; "
+                            f"say which: --lora {name}={SHIPPED}{name} or "
+                            f"--lora {name}=path/to/file.safetensors")  # fmt: skip
+        found[name] = own.model_copy(update={"path": Path(f"{SHIPPED}{name}")})
+    return scene.replace(loras={**scene.loras, **found}) if found else scene
 
 
 def _ships(base: str) -> str:
@@ -155,8 +219,20 @@ def judge_for(job: Job) -> Callable[[Any], Any] | None:
 def differences(record: Mapping[str, Any], info: Mapping[str, Any]) -> list[str]:
     """Why a picture drawn again may come out differently, in words."""
     found = []
-    if record.get("base", {}).get("sha256") != info["base"]["sha256"]:
-        found.append("the base model is not the one that the picture was made with")
+    if caveat := record.get("caveat"):
+        found.append(f"the picture cannot be made again exactly: {caveat}")
+    base = record.get("base", {})
+    parts = {
+        "sha256": "base model",
+        "text_encoder": "text encoder",
+        "vae": "VAE",
+        "scheduler": "scheduler",
+        "scheduler_sha256": "scheduler's settings",
+    }
+    for key, words in parts.items():
+        if key in base and base[key] != info["base"][key]:
+            verb = "are" if words.endswith("s") else "is"
+            found.append(f"the {words} {verb} not what the picture was made with")
     loras = record.get("loras", {})
     found += [
         f"the LoRA {name!r} is not the file that the picture was made with"

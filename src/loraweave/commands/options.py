@@ -8,24 +8,46 @@ from typing import Annotated, Any, Literal
 import typer
 import yaml
 
-from ..errors import LoraError, MethodError, SceneError
-from ..scene import LoraRef
+from ..errors import LoraError, LoraWeaveError, MethodError, SceneError
+from ..scene import ComponentWeights, LoraRef
 
 DType = Literal["float32", "float16", "bfloat16"]
 
 PROMPT = r"Marks each concept: 'a \[sks cat](blackcat) and a \[zwx dog](golddog:0.8)'."
-Prompt = Annotated[str | None, typer.Argument(help=PROMPT, show_default=False)]
+Prompt = Annotated[
+    str | None,
+    typer.Argument(help=f"{PROMPT} Or a scene file (.yaml, .json).", show_default=False),
+]
+OwnPrompt = Annotated[
+    str | None, typer.Option("--prompt", help="Replaces the prompt of a scene file or picture.")
+]
 SceneFile = Annotated[
     Path | None, typer.Option("--scene", help="A scene (.yaml, .json) instead of PROMPT.")
 ]
+SceneSet = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--scene-set", metavar="KEY=VALUE",
+        help="Any field of the scene: loras.cat.weight=0.5; repeatable.",
+    ),
+]  # fmt: skip
 Picture = Annotated[
     Path | None,
     typer.Option("--from", help="Draw again what this PNG's record says; options given override."),
 ]
 Loras = Annotated[
     list[str] | None,
-    typer.Option("--lora", metavar="NAME=PATH[:WEIGHT]", help="A LoRA's file; repeatable."),
+    typer.Option(
+        "--lora", metavar="NAME=PATH[:UNET[:TE]]", help="A LoRA's file and weights; repeatable."
+    ),
 ]
+LoraDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--lora-dir", envvar="LORAWEAVE_LORA_DIR",
+        help="Folder in which LoRAs are found by their names.",
+    ),
+]  # fmt: skip
 Base = Annotated[
     str | None,
     typer.Option(help="A diffusers folder or .safetensors checkpoint.", show_default="miniature"),
@@ -34,7 +56,14 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method; repeatable."),
 ]
-Negative = Annotated[str | None, typer.Option(help="What to steer away from, plain words.")]
+Negative = Annotated[str | None, typer.Option(help="What to steer away from.")]
+NegativeFor = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--negative-for", metavar="NAME=WORDS",
+        help="What one concept's pass steers away from too; repeatable.",
+    ),
+]  # fmt: skip
 Steps = Annotated[int | None, typer.Option(help="Denoising steps.", show_default="50")]
 Guidance = Annotated[
     float | None, typer.Option(help="Classifier-free guidance.", show_default="7.5")
@@ -57,7 +86,9 @@ _MOST_SEEDS = 1000
 
 
 def read_loras(texts: Sequence[str] | None) -> dict[str, LoraRef]:
-    r"""LoRAs from `name=path` or `name=path:weight`, where the path may be `C:\x.safetensors`.
+    r"""LoRAs from `name=path`, `name=path:weight` or `name=path:unet:te`.
+
+    The path may be `C:\x.safetensors`; `unet` and `te` are the weights of the two parts.
 
     Raises:
         LoraError: not of this form, or a name given twice.
@@ -72,7 +103,12 @@ def read_loras(texts: Sequence[str] | None) -> dict[str, LoraRef]:
             raise LoraError(f"--lora gives {name!r} twice; leave one out")
         path, colon, tail = rest.rpartition(":")
         if colon and path and _NUMBER.fullmatch(tail):
-            loras[name] = LoraRef(path=Path(path), weight=float(tail))
+            shorter, colon, unet = path.rpartition(":")
+            if colon and shorter and _NUMBER.fullmatch(unet):
+                weights = ComponentWeights(unet=float(unet), text_encoder=float(tail))
+                loras[name] = LoraRef(path=Path(shorter), weight=weights)
+            else:
+                loras[name] = LoraRef(path=Path(path), weight=float(tail))
         elif Path(path).suffix and not re.search(r"[\\/.]", tail):
             raise LoraError(f"--lora {text!r}: the weight {tail!r} is not a number")
         else:
@@ -86,22 +122,51 @@ def read_settings(texts: Sequence[str] | None) -> dict[str, Any]:
     Raises:
         MethodError: not of this form, not YAML, or a key given twice.
     """
-    settings: dict[str, Any] = {}
+    return {key: _yaml(text, "--set", MethodError)
+            for key, text in _pairs(texts, "--set", MethodError).items()}  # fmt: skip
+
+
+def read_scene_fields(
+    texts: Sequence[str] | None, negatives: Sequence[str] | None
+) -> dict[str, Any]:
+    """Changes of a scene by dotted keys, from `--scene-set` and `--negative-for`.
+
+    Raises:
+        SceneError: not of the form key=value, not YAML, or a key given twice.
+    """
+    fields = {key: _yaml(text, "--scene-set", SceneError)
+              for key, text in _pairs(texts, "--scene-set", SceneError).items()}  # fmt: skip
+    for name, words in _pairs(negatives, "--negative-for", SceneError).items():
+        if (key := f"negative_prompts.{name}") in fields:
+            raise SceneError(f"--negative-for and --scene-set both give {key!r}; leave one out")
+        fields[key] = words.partition("=")[2].strip()
+    return fields
+
+
+def _pairs(texts: Sequence[str] | None, option: str, error: type[LoraWeaveError]) -> dict[str, str]:
+    """The texts, each of the form key=value, by key."""
+    found: dict[str, str] = {}
     for text in texts or ():
-        key, equals, value = text.partition("=")
+        key, equals, _ = text.partition("=")
         key = key.strip()
         if not (key and equals):
-            raise MethodError(f"--set {text!r} is not of the form key=value")
-        if key in settings:
-            raise MethodError(f"--set gives {key!r} twice; leave one out")
-        try:
-            settings[key] = yaml.safe_load(value)
-        except Exception as error:  # safe_load lets ValueError, KeyError, ... out for bad values
-            reason = str(error).splitlines()[0]
-            raise MethodError(f"--set {text!r}: the value is not YAML ({reason})") from None
-        if isinstance(settings[key], str) and _NUMBER.fullmatch(value.strip()):
-            settings[key] = float(value)  # 1e-2, which YAML 1.1 takes for a word
-    return settings
+            raise error(f"{option} {text!r} is not of the form key=value")
+        if key in found:
+            raise error(f"{option} gives {key!r} twice; leave one out")
+        found[key] = text
+    return found
+
+
+def _yaml(text: str, option: str, error: type[LoraWeaveError]) -> Any:
+    """The value of a `key=value`."""
+    value = text.partition("=")[2]
+    try:
+        made = yaml.safe_load(value)
+    except Exception as fault:  # safe_load lets ValueError, KeyError, ... out for bad values
+        reason = str(fault).splitlines()[0]
+        raise error(f"{option} {text!r}: the value is not YAML ({reason})") from None
+    # 1e-2, which YAML 1.1 takes for a word
+    return float(value) if isinstance(made, str) and _NUMBER.fullmatch(value.strip()) else made
 
 
 def read_seeds(text: str) -> list[int]:

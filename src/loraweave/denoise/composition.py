@@ -41,7 +41,8 @@ class Pass:
         text: what the text encoder got.
         adapters: what acts on the denoiser, summed.
         words: where the concepts' words are.
-        states: (2, T, D), unconditional and conditional text states.
+        states: (2, T, D), unconditional and conditional text states; T is the same in all
+            passes of a composition.
     """
 
     text: str
@@ -74,7 +75,7 @@ class Composition:
         self.width, self.height = backbone.size(scene.width, scene.height)
         self.regions: dict[str, Region | Tensor] = {**scene.regions, **(masks or {})}
         self.schedules: dict[str, Callable[[float], float]] = {}
-        self._styles = tuple((self.adapters[s.name], s.weight) for s in scene.styles)
+        self._chunks = self._longest()
 
     def passes(self) -> list[Pass]:
         """Pass 0 without concepts, then one pass for each concept: P = N + 1."""
@@ -83,7 +84,7 @@ class Composition:
         return [self.make_pass(prompt, own) for prompt, own in zip(prompts, owners)]
 
     def merged_pass(self) -> Pass:
-        """One pass with all triggers and all LoRAs."""
+        """One pass with all triggers, all LoRAs and all negative prompts."""
         return self.make_pass(full_prompt(self.scene.parsed), self.concepts)
 
     @torch.no_grad()
@@ -95,24 +96,36 @@ class Composition:
 
         Args:
             prompt: the text with its words.
-            own: concepts whose LoRAs act on the denoiser.
+            own: concepts whose LoRAs act on the denoiser, and whose negative prompts count.
             readers: concepts whose LoRAs act on the text encoder; the same if not given.
             instead: an adapter that stands for all concepts, with its own weights.
         """
-        on_unet = [(self.adapters[c.name], c.weight) for c in own]
-        on_text = [(self.adapters[c.name], c.weight) for c in (own if readers is None else readers)]
+        of_text = own if readers is None else readers
+        styles = self.scene.styles
+        on_unet = [(self.adapters[one.name], one.weight) for one in own]
+        on_text = [(self.adapters[one.name], one.text_encoder_weight) for one in of_text]
         if instead is not None:
             on_unet = on_text = [(instead, 1.0)]
-        acting, reading = (*on_unet, *self._styles), (*on_text, *self._styles)
+        on_unet = (*on_unet, *((self.adapters[s.name], s.weight) for s in styles))
+        on_text = (*on_text, *((self.adapters[s.name], s.text_encoder_weight) for s in styles))
+        negative = self.scene.negative(*(concept.name for concept in own))
         # As in diffusers, a LoRA of the text encoder acts on the negative prompt too.
-        with self._text_hooks.rows([reading] * 2):
-            states = self.backbone.encode([self.scene.negative_text, prompt.text])
+        with self._text_hooks.rows([on_text] * 2):
+            states = self.backbone.encode([negative, prompt], self._chunks)
         at = self.backbone.token_positions
         words = Words(
             {n: at(prompt.text, span) for n, span in prompt.nouns.items()},
             {n: at(prompt.text, span) for n, span in prompt.triggers.items()},
         )
-        return Pass(prompt.text, acting, words, states)
+        return Pass(prompt.text, on_unet, words, states)
+
+    def _longest(self) -> int:
+        """Chunks of the longest text, so that the states of all passes have the same length."""
+        parsed, scene = self.scene.parsed, self.scene
+        prompts = [*pass_prompts(parsed), full_prompt(parsed)]
+        negatives = [scene.negative(c.name) for c in self.concepts]
+        negatives.append(scene.negative(*(c.name for c in self.concepts)))
+        return max(self.backbone.chunks(prompt.text) for prompt in prompts + negatives)
 
 
 @contextmanager

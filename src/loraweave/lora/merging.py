@@ -48,14 +48,14 @@ class Dense:
 
 
 def merged_adapter(
-    name: str, adapters: Sequence[tuple[Adapter, float]], rule: Rule = "sum", *,
+    name: str, adapters: Sequence[tuple[Adapter, float, float]], rule: Rule = "sum", *,
     density: float = 0.5, rank: int | None = None, seed: int = 0,
 ) -> Adapter:  # fmt: skip
     """One adapter that acts as several do together.
 
     Args:
         name: of the result.
-        adapters: with their weights.
+        adapters: with the weights of their parts for the U-Net and for the text encoder.
         rule: how entries are put together.
         density: share of the entries that is kept, in (0, 1]; `sum` keeps all.
         rank: the nearest updates of this rank (SVD); whole deltas if None, except that a plain sum
@@ -74,15 +74,16 @@ def merged_adapter(
     if rank is not None and rank < 1:
         raise LoraError(f"a rank of {rank}; at least 1 is needed")
     parts: dict[str, dict] = {"unet": {}, "text_encoder": {}}
-    for component, updates in parts.items():
-        paths = {path: None for a, _ in adapters for path in getattr(a, component)}
+    for which, (component, updates) in enumerate(parts.items(), start=1):
+        paths = {path: None for a, *_ in adapters for path in getattr(a, component)}
         for path in paths:
-            own = [(found, w) for a, w in adapters
-                   if (found := getattr(a, component).get(path)) is not None]  # fmt: skip
+            own = [(found, row[which]) for row in adapters
+                   if (found := getattr(row[0], component).get(path)) is not None]  # fmt: skip
             key = f"{seed}/{component}/{path}"
             updates[path] = _merged(own, rule, density, rank, key)
-    digest = sha256("".join(f"{a.sha256}{w}{rule}{density}{rank}{seed}" for a, w in adapters).encode())
-    return Adapter(name, parts["unet"], parts["text_encoder"], digest.hexdigest())
+    whole = [(a.sha256, *weights, rule, density, rank, seed) for a, *weights in adapters]
+    digest = sha256(repr(whole).encode()).hexdigest()
+    return Adapter(name, parts["unet"], parts["text_encoder"], digest)
 
 
 def _merged(own: Sequence[tuple], rule: Rule, density: float, rank: int | None, key: str):

@@ -56,7 +56,7 @@ class Merge(Method):
         assert isinstance(own, MergeSettings)
         if not scene.concepts or (own.rule == "sum" and own.rank is None):
             return {}
-        weighted = [(adapters[c.name], c.weight) for c in scene.concepts]
+        weighted = [(adapters[c.name], c.weight, c.text_encoder_weight) for c in scene.concepts]
         merged = merged_adapter(
             MERGED, weighted, own.rule, density=own.density, rank=own.rank, seed=own.seed
         )
