@@ -19,9 +19,7 @@ def jobs():
 
 def test_a_key_says_all_that_an_outcome_depends_on(jobs):
     assert len({job.key for job in jobs}) == len(jobs) == 15 * 2 * 2
-    assert [j.key for j in suite_jobs("pairs", ["merge", "base"], steps=1)] == [
-        j.key for j in jobs
-    ]
+    assert [j.key for j in suite_jobs("pairs", ["merge", "base"], steps=1)] == [j.key for j in jobs]
     first = jobs[0]
     for change in (
         {"seed": 1}, {"steps": 2}, {"background": "moon"}, {"names": ("a", "b")},

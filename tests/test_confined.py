@@ -123,7 +123,8 @@ def every_layer(pipe, path, part):
             torch.randn((2, inputs, *kernel), generator=generator) * 0.1
         )
         tensors[f"unet.{name}.lora_B.weight"] = (
-            torch.randn((module.weight.shape[0], 2, *(1 for _ in kernel)), generator=generator) * 0.1
+            torch.randn((module.weight.shape[0], 2, *(1 for _ in kernel)), generator=generator)
+            * 0.1
         )
     assert tensors
     save_file(tensors, path)

@@ -147,7 +147,7 @@ def test_pictures_stop_refining_each_at_its_own_time(double, loras):
     with stage_of(double, loras, AttendAndExcite({"thresholds": {}})) as stage:
         t = stage.scheduler.timesteps[0]
         first = [authors_loss(stage, z, t).item() for z in start(count=4).split(1)]
-    low, high = sorted(range(4), key=first.__getitem__)[:: 3]
+    low, high = sorted(range(4), key=first.__getitem__)[::3]
     z = start(count=4)[[low, high]]
     goal = 1 - (first[low] + first[high]) / 2
     given = {"step_rule": "literal", "step_size": 2.0, "refinements": 4, "thresholds": {0: goal}}

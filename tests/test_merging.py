@@ -26,8 +26,12 @@ def files(pipe, tmp_path_factory):
     """Ranks and alphas that differ, as files have them."""
     folder = tmp_path_factory.mktemp("loras")
     return {
-        "a": random_lora(pipe, folder / "a.safetensors", rank=4, alpha=1, seed=1, text_encoder=True),
-        "b": random_lora(pipe, folder / "b.safetensors", rank=3, alpha=6, seed=2, convolutions=True),
+        "a": random_lora(
+            pipe, folder / "a.safetensors", rank=4, alpha=1, seed=1, text_encoder=True
+        ),
+        "b": random_lora(
+            pipe, folder / "b.safetensors", rank=3, alpha=6, seed=2, convolutions=True
+        ),
     }
 
 
@@ -157,8 +161,14 @@ def test_dense_updates_act_as_low_rank_ones(pipe, weighted):
 
     for path, update in weighted[1][0].unet.items():
         layer = pipe.unet.get_submodule(path)
-        shape = (2, layer.in_channels, 6, 6) if hasattr(layer, "in_channels") else (2, 5, layer.in_features)
+        shape = (
+            (2, layer.in_channels, 6, 6)
+            if hasattr(layer, "in_channels")
+            else (2, 5, layer.in_features)
+        )
         x = torch.randn(shape)
         dense = Dense(update.weight())
         assert isinstance(update, LowRank)
-        torch.testing.assert_close(dense.delta(x, layer), update.delta(x, layer), atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(
+            dense.delta(x, layer), update.delta(x, layer), atol=1e-4, rtol=1e-3
+        )

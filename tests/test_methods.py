@@ -20,9 +20,9 @@ from loraweave import LoraError, MethodError, SceneError
 from loraweave.backbone.sd1 import StableDiffusion1
 from loraweave.denoise.composition import composition
 from loraweave.denoise.executor import Evaluation, executing
+from loraweave.denoise.loop import StepScheduler, guided
 from loraweave.detect import SEGMENTERS
 from loraweave.detect.registry import Entry
-from loraweave.denoise.loop import StepScheduler, guided
 from loraweave.layout.masks import fused, resized
 from loraweave.lora.pipeline import gather_adapters
 from loraweave.methods import CLoRA, Merge

@@ -94,9 +94,7 @@ def test_noise_inside_a_mask_is_that_of_its_pass(double, loras):
         ("b", 0.7, "a cat and a zwx dog in the meadow"),
     ):
         own = tiny_pipeline().to(torch.float64)
-        own.load_lora_weights(
-            loras[name].parent, weight_name=loras[name].name, adapter_name=name
-        )
+        own.load_lora_weights(loras[name].parent, weight_name=loras[name].name, adapter_name=name)
         own.set_adapters([name], [weight])
         with torch.no_grad():
             conditional, unconditional = own.encode_prompt(prompt, "cpu", 1, True, "")

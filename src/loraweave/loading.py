@@ -12,8 +12,8 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from torch import nn
 from transformers import CLIPImageProcessor
 
-from .errors import ModelNotFound
 from .backbone.sd1 import base_name
+from .errors import ModelNotFound
 from .lora.folder import find_lora
 from .scene import MINIATURE, SHIPPED, LoraRef, Scene
 

@@ -47,7 +47,9 @@ def report(jobs: Sequence[Job], folder: Path, against: str | None = None) -> dic
         for method, rows in by_method.items():
             both = rows.keys() & by_method[against].keys()
             if method != against and both:
-                differences = [_right(rows[k]) - _right(by_method[against][k]) for k in sorted(both)]
+                differences = [
+                    _right(rows[k]) - _right(by_method[against][k]) for k in sorted(both)
+                ]
                 table[method][f"minus_{against}"] = bootstrap(differences).as_dict()
     return table
 

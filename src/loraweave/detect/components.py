@@ -7,9 +7,7 @@ from jaxtyping import Bool
 from scipy import ndimage
 
 
-def components(
-    where: Bool[np.ndarray, "h w"], least: float
-) -> list[Bool[np.ndarray, "h w"]]:
+def components(where: Bool[np.ndarray, "h w"], least: float) -> list[Bool[np.ndarray, "h w"]]:
     """Connected parts of a mask that cover at least `least` places, from left to right."""
     labels, count = cast(tuple[np.ndarray, int], ndimage.label(where))
     parts = [labels == number for number in range(1, count + 1)]

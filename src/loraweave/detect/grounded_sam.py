@@ -43,9 +43,9 @@ class GroundedSam:
                 detector, use_safetensors=True, **given
             ).to(device)
             self.mask_processor = Sam2Processor.from_pretrained(segmenter, **given)
-            self.masker = Sam2Model.from_pretrained(
-                segmenter, use_safetensors=True, **given
-            ).to(device)  # type: ignore[arg-type]
+            self.masker = Sam2Model.from_pretrained(segmenter, use_safetensors=True, **given).to(
+                device
+            )  # type: ignore[arg-type]
         except (OSError, ValueError) as error:
             raise ModelNotFound(f"no model in {detector} or {segmenter}: {error}") from None
         self.detector.eval()

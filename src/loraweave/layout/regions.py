@@ -55,7 +55,7 @@ def as_mask(name: str, given: Any) -> Mask:
     mask = given.detach().float().cpu()
     if mask.ndim != 2 or not mask.numel():
         raise RegionError(f"the mask of {name!r} has the shape {tuple(mask.shape)}, not (h, w)")
-    if not (mask.isfinite().all() and 0 <= mask.min() and mask.max() <= 1):
+    if not (mask.isfinite().all() and mask.min() >= 0 and mask.max() <= 1):
         raise RegionError(f"the mask of {name!r} has values outside [0, 1]")
     if not mask.any():
         raise RegionError(f"the mask of {name!r} is 0 everywhere")

@@ -3,8 +3,8 @@
 from typing import Any
 
 from ..errors import MethodError
-from .base import Method, MethodSettings
 from .attend_and_excite import AttendAndExcite
+from .base import Method, MethodSettings
 from .clora import CLoRA, CLoRASettings
 from .composite import Composite
 from .conform import Conform
@@ -13,7 +13,9 @@ from .merge import Merge
 from .omg import OMG
 from .switch import Switch
 
-METHODS: dict[str, type[Method]] = {m.name: m for m in (CLoRA, Merge, Composite, Switch, Masked, OMG, AttendAndExcite, Conform)}
+METHODS: dict[str, type[Method]] = {
+    m.name: m for m in (CLoRA, Merge, Composite, Switch, Masked, OMG, AttendAndExcite, Conform)
+}
 
 
 def get_method(name: str, settings: MethodSettings | dict[str, Any] | None = None) -> Method:

@@ -86,9 +86,7 @@ class AttendAndExciteStage(GuidedMergeStage):
         return losses > 1 - goal
 
 
-def total_variation(
-    maps: Float[Tensor, "B L W"], size: tuple[int, int]
-) -> Float[Tensor, "B W"]:
+def total_variation(maps: Float[Tensor, "B L W"], size: tuple[int, int]) -> Float[Tensor, "B W"]:
     """Sum of the differences between neighbours, down and across."""
     grid = maps.unflatten(1, size)
     down, across = grid.diff(dim=1).abs(), grid.diff(dim=2).abs()

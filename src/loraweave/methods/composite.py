@@ -21,7 +21,7 @@ from ..denoise.composition import Composition
 from ..denoise.executor import Executor
 from ..denoise.loop import Stage, StepScheduler, guided
 from .base import Method, MethodSettings
-from .shared import TextBy, passes_of_each, own_strengths
+from .shared import TextBy, own_strengths, passes_of_each
 
 
 class CompositeSettings(MethodSettings):
