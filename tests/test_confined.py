@@ -97,12 +97,10 @@ def test_a_lora_acts_in_its_region_first_and_most(double, loras):
 @torch.no_grad()
 def test_processors_and_hooks_are_gone_afterwards(double, loras):
     before = {k: id(p) for k, p in double.unet.attn_processors.items()}
+    handle = double.unet.conv_out.register_forward_hook(_interrupt)
     with pytest.raises(KeyboardInterrupt), engine(double, loras) as (executor, passes):
-        handle = double.unet.conv_out.register_forward_hook(_interrupt)
-        try:
-            Confined(executor, passes).evaluate(only(0), latents(), T)
-        finally:
-            handle.remove()
+        Confined(executor, passes).evaluate(only(0), latents(), T)
+    handle.remove()
     assert {k: id(p) for k, p in double.unet.attn_processors.items()} == before
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in double.unet.modules())
 
@@ -187,7 +185,7 @@ def test_regions_decide(double, loras):
     own = draw(double, loras, PROMPT, "masked", regions=regions, settings={"text": "own"})
     assert not torch.allclose(own.images, found.images, atol=1e-3)
     assert found.masks[0].shape == (3, 2, 16, 16)
-    with pytest.raises(RegionError, match="no region for b.*--region b="):
+    with pytest.raises(RegionError, match=r"no region for b.*--region b="):
         draw(double, loras, PROMPT, "masked", regions={"a": regions["a"]})
     with pytest.raises(MethodError, match="merge takes no regions"):
         draw(double, loras, PROMPT, "merge", regions=regions)
