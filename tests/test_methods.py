@@ -39,7 +39,7 @@ PROMPT = "a [sks cat](a) and a [zwx dog](b:0.7) in the meadow"
 QUICK = {  # others: as they are
     "clora": {"max_update_step": 1, "refinements": 1},
     "masked": {"layout": "strips"},
-    "omg": {"segmenter": "halves"},
+    "omg": {"segmenter": "halves", "start": 0.0},
     "attend_and_excite": {"max_update_step": 1, "refinements": 1},
     "conform": {"max_update_step": 1, "refinements": 1},
 }
