@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import MethodError
-from ..lora.adapter import Adapter, LowRank
+from ..lora.adapter import Adapter
+from ..lora.updates import Update
 
 Component = Literal["unet", "text_encoder"]
 Weighted = tuple[Adapter, float]
@@ -44,7 +45,7 @@ class AdapterHooks:
         self._count = 0
         self._handles = []
         self._known = {adapter.name for adapter in adapters}
-        by_path: dict[str, dict[str, LowRank]] = {}
+        by_path: dict[str, dict[str, Update]] = {}
         for adapter in adapters:
             for path, update in getattr(adapter, component).items():
                 by_path.setdefault(path, {})[adapter.name] = update
@@ -90,25 +91,27 @@ class AdapterHooks:
         finally:
             self._shares, self._count = former
 
-    def add(self, layer: nn.Module, updates: Mapping[str, LowRank], x: Tensor, out: Tensor):
+    def add(self, layer: nn.Module, updates: Mapping[str, Update], x: Tensor, out: Tensor):
         """The layer's output with the residuals of its rows added."""
         shares = [(updates[n], share) for n, share in self._shares.items() if n in updates]
         if not shares:
             return None  # leaves the output as it is
         if len(x) != self._count:
             raise MethodError(f"a batch of {len(x)} rows where {self._count} were announced")
+        plain = out  # what DoRA scales: the layer's own output, without the other adapters
         for update, share in shares:
             update = update.to(x.device, x.dtype)  # PEFT may keep adapters in float32
             if share.everywhere:
-                out = out + update.delta(x, layer) * share.weights[0].to(out.dtype)
+                out = out + update.residual(x, plain, layer, share.weights[:1])
                 continue
-            weights = share.weights.to(out.dtype).view(-1, *(1,) * (out.ndim - 1))
-            delta = update.delta(x.index_select(0, share.rows), layer) * weights
-            out = out.index_add(0, share.rows, delta)
+            own_x, own_plain = (t.index_select(0, share.rows) for t in (x, plain))
+            out = out.index_add(
+                0, share.rows, update.residual(own_x, own_plain, layer, share.weights)
+            )
         return out
 
 
-def _hook(layer: nn.Module, updates: dict[str, LowRank], owner: AdapterHooks):
+def _hook(layer: nn.Module, updates: dict[str, Update], owner: AdapterHooks):
     def add(module: nn.Module, args: tuple, out: Tensor):
         return owner.add(module, updates, args[0], out)
 
