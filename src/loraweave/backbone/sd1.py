@@ -5,6 +5,9 @@ picture: all of it is read from the pipeline's own parts, so the miniature and t
 run the same code.
 """
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
@@ -15,6 +18,7 @@ from ..errors import MethodError, SceneError
 from ..prompt import Span
 from .sites import native_size, reading_factor, reading_sites
 from .text import end_of_text_position, token_positions
+from .tokens import extra_tokens
 
 SD15_CROSS_ATTENTION = 768
 
@@ -90,6 +94,16 @@ class StableDiffusion1:
         """Height and width of the attention maps for these latents."""
         h, w = latents.shape[-2:]
         return -(-h // self.factor), -(-w // self.factor)
+
+    @contextmanager
+    def tokens(self, embeddings: Mapping[str, Tensor]) -> Iterator[None]:
+        """Know some more tokens, each (n, D) vectors, inside this context; see `extra_tokens`."""
+        former = self.tokenizer
+        with extra_tokens(former, self.text_encoder, embeddings) as self.tokenizer:
+            try:
+                yield
+            finally:
+                self.tokenizer = former
 
     def token_positions(self, text: str, span: Span) -> list[int]:
         """Positions of the tokens of some characters of a text; start of text is 0."""
