@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from .commands import draw, miniature, report, train
+from .commands import draw, lora, miniature, report, train
 from .errors import LoraWeaveError
 
 INTERRUPTED = 130
@@ -44,6 +44,7 @@ app.command()(draw.generate)
 app.command()(draw.compare)
 app.command()(report.methods)
 app.command()(report.inspect)
+app.command()(lora.convert)
 app.command("train")(train.train)
 app.add_typer(miniature.app, name="miniature")
 

@@ -42,6 +42,8 @@ def generate(
     ] = None,
     dtype: options.OwnPrecision = None,
     device: options.Device = None,
+    allow_pickle: options.AllowPickle = False,
+    allow_partial: options.AllowPartial = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -56,7 +58,7 @@ def generate(
     name = method or job.method or DEFAULT_METHOD
     drawer = _Drawer(
         job, {name: {**job.settings(name), **options.read_settings(settings)}},
-        dtype or job.dtype, device, as_json, quiet,
+        dtype or job.dtype, device, as_json, quiet, allow_pickle, allow_partial,
     )  # fmt: skip
     for n, path in enumerate(pictures):
         output = drawer.draw(name, job.scene.seed + n)
@@ -92,6 +94,8 @@ def compare(
     out: Annotated[Path, typer.Option("--out", "-o", help="The PNG to write.")] = Path("grid.png"),
     dtype: options.OwnPrecision = None,
     device: options.Device = None,
+    allow_pickle: options.AllowPickle = False,
+    allow_partial: options.AllowPartial = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:  # fmt: skip
@@ -104,7 +108,9 @@ def compare(
     )  # fmt: skip
     given = _for_each(names, options.read_settings(settings))
     every = {name: {**job.settings(name), **given[name]} for name in names}
-    drawer = _Drawer(job, every, dtype or job.dtype, device, as_json, quiet)
+    drawer = _Drawer(
+        job, every, dtype or job.dtype, device, as_json, quiet, allow_pickle, allow_partial
+    )
     rows, marks = [], []
     for name in names:
         images, line = [], []
@@ -131,11 +137,15 @@ class _Drawer:
 
     def __init__(
         self, job: Job, settings: dict[str, dict[str, Any]], dtype: options.DType,
-        device: str | None, as_json: bool, quiet: bool,
+        device: str | None, as_json: bool, quiet: bool, allow_pickle: bool, allow_partial: bool,
     ):  # fmt: skip
         from ..methods import get_method
 
         self.job, self.as_json, self.quiet = job, as_json, quiet
+        self.allowed: dict[str, Any] = {
+            "allow_pickle": allow_pickle,
+            "allow_partial": allow_partial,
+        }
         # Before the model is loaded: a wrong setting is found at once.
         self.methods = {name: get_method(name, own) for name, own in settings.items()}
         self.pipe = load_model(job.base, dtype, device)
@@ -150,8 +160,12 @@ class _Drawer:
             typer.echo(f"{method}, seed {seed} ...", err=True)
         output = compose(
             self.pipe, self.job.scene.replace(seed=seed), method=self.methods[method],
-            progress=not self.quiet,
+            progress=not self.quiet, **self.allowed,
         )  # fmt: skip
+        for name, lora in output.info["loras"].items():
+            if lora.get("dropped") and not self.done:
+                typer.echo(f"note: {name!r} was used without {len(lora['dropped'])} of its tensors",
+                           err=True)  # fmt: skip
         if self.job.record and not self.done:
             for note in differences(self.job.record, output.info):
                 typer.echo(f"note: {note}", err=True)
