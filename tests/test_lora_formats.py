@@ -364,6 +364,41 @@ def test_shapes_are_checked_before_anything_is_made(pipe, parts):
         load(pipe, kohya(CONV, **parts))
 
 
+_ROLES = [
+    "lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha", "dora_scale",
+    "lora_magnitude_vector", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1",
+    "hada_t2", "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2",
+]  # fmt: skip
+_SIZES = st.sampled_from([0, 1, 2, 3, 4, 8, 16, 32, 288])
+_SHAPES = st.lists(_SIZES, max_size=4).filter(lambda s: torch.Size(s).numel() < 10**6)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    tensors=st.dictionaries(
+        st.one_of(
+            st.tuples(st.sampled_from([LINEAR, CONV]), st.sampled_from(_ROLES)).map(
+                lambda one: next(iter(kohya(one[0], **{one[1]: torch.ones(1)})))
+            ),
+            st.sampled_from(["<s1>", "emb_params", "unet:0:up", "unet:0:down", "clip_l", "x",
+                             "bundle_emb.a.string_to_param.*", "new_concept_embedding.<c>"]),
+        ),
+        _SHAPES, max_size=6,
+    ),
+    partial=st.booleans(),
+)  # fmt: skip
+def test_whatever_a_file_holds_is_used_or_refused(pipe, tensors, partial):
+    made = {key: torch.ones(shape) for key, shape in tensors.items()}
+    try:
+        adapter = load(pipe, made, allow_partial=partial)
+    except LoraError:
+        return
+    assert partial or not adapter.dropped
+    for path, update in adapter.unet.items():
+        layer = plain_modules(pipe.unet)[path]
+        assert update.change(layer.weight.detach()).shape == layer.weight.shape
+
+
 def test_partial_files_only_on_request(pipe):
     down, up = randn(2, 32), randn(32, 2)
     whole = kohya(LINEAR, **{"lora_down.weight": down, "lora_up.weight": up})

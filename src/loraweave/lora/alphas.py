@@ -87,7 +87,10 @@ class Alphas:
 
     def _own(self, config: Mapping[str, Any], path: str, patterns: str, *names: str) -> Any:
         """What the configuration says for one module, or else for all."""
-        for pattern, value in (config.get(patterns) or {}).items():
+        own = config.get(patterns) or {}
+        if not isinstance(own, dict):
+            raise UnsupportedLoraFormat(f"{self.label}: its {patterns} is not a table of modules.")
+        for pattern, value in own.items():
             if self._matches(pattern, path):
                 return value
         return next((config[name] for name in names if config.get(name) is not None), None)

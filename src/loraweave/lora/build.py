@@ -16,6 +16,9 @@ Shape = tuple[int, ...]
 Scale = Callable[[int | None], float]
 """rank, or None if there is none, -> scale"""
 
+_SINGLE = ("alpha", "magnitude", "dora_scale")
+"""Roles that every algorithm may have, and that are no matrices."""
+
 
 class ShapeError(Exception):
     """The tensors of a module have shapes that do not fit it; the message says which."""
@@ -34,7 +37,7 @@ def family(roles: Roles) -> str:
     families = {
         "LoHa" if role.startswith("hada") else "LoKr" if role.startswith("lokr") else "LoRA"
         for role in roles
-        if role not in ("alpha", "magnitude", "dora_scale")
+        if role not in _SINGLE
     }
     if len(families) > 1:
         raise IncompleteError(f"tensors of {' and '.join(sorted(families))} at once")
@@ -71,6 +74,9 @@ def build(where: str, roles: Roles, module: nn.Module, default: Scale) -> Update
     make = {"LoRA": _low_rank, "LoHa": _hadamard, "LoKr": _kronecker}.get(kind)
     if make is None:
         raise IncompleteError(f"{' and '.join(sorted(roles))} alone")
+    for role, tensor in roles.items():
+        if role not in _SINGLE and (tensor.ndim < 2 or not tensor.numel()):
+            raise ShapeError(f"{role} has the shape {tuple(tensor.shape)}, which is no matrix")
     update = make(roles, shape, scale)
     if weight.is_floating_point() and not weight.is_meta:  # a quantised module keeps the file's
         update = update.to(weight.device, weight.dtype)
