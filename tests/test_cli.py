@@ -406,7 +406,7 @@ class TestReports:
 
     def test_convert_refuses(self, lora_files, base_folder, out, tmp_path):
         cat = lora_files["cat"]
-        refused(run("convert", cat, "--to", "kohya", "-o", out / "x.safetensors"), "made for")
+        refused(run("convert", cat, "--to", "kohya", "-o", out / "x.safetensors"), "--base FOLDER")
         base = ["--base", base_folder, "-o"]
         refused(run("convert", cat, "--to", "kohya", *base, out / "x.bin"), ".safetensors")
         refused(run("convert", cat, "--to", "kohya", *base, out / "x.safetensors",

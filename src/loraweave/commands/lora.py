@@ -39,8 +39,12 @@ def convert(
 
     names = _renaming(token or [])
     read = read_lora(file, allow_pickle)
-    models = models_for(read, base) or models_for(read, "sd15")
-    assert models is not None
+    models = models_for(read, base)
+    if models is None:
+        raise LoraError(
+            f"{file.name} fits no base model that is known by its shapes; give the one that it is "
+            "for with --base FOLDER (a diffusers folder; its configuration files are enough)"
+        )
     adapter = adapter_from_file(
         file.stem, read, unet=models.unet, text_encoder=models.text_encoder,
         allow_partial=allow_partial,
