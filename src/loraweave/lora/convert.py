@@ -135,12 +135,20 @@ def _plain(update: Update, rank: int | None, errors: list[tuple[float, float]]) 
     dtype = update.factors()[0].dtype
     # In half precision the product of the factors would have full rank, from rounding alone.
     exact = update.to(None, torch.promote_types(dtype, torch.float32))
-    whole = exact.weight()
-    new = compressed(exact, rank or min(whole.flatten(1).shape)).to(None, dtype)
-    norm = float(whole.square().sum())
-    off = float((new.to(None, whole.dtype).weight() - whole).square().sum())
-    errors.append((norm, (off / norm) ** 0.5 if norm else 0.0))  # with the rounding to dtype
+    up, down = exact.factors()
+    new = compressed(exact, rank or min(len(up), down.shape[1])).to(None, dtype)
+    new_up, new_down = new.factors()
+    norm = _squared(up, down)
+    off = _squared(torch.cat([up, -new_up], 1), torch.cat([down, new_down]))
+    # With the rounding to dtype; the scale weighs this module among the others.
+    errors.append((norm * update.scale**2, (off / norm) ** 0.5 if norm else 0.0))
     return new
+
+
+def _squared(up: Tensor, down: Tensor) -> float:
+    """||up @ down||^2 without that product, which is as large as the layer's weight."""
+    up, down = up.double(), down.double()  # the difference of two near matrices cancels
+    return max(0.0, float(((up.T @ up) * (down @ down.T)).sum()))
 
 
 def _renamed(adapter: Adapter, tokens: Mapping[str, str]) -> dict[str, Tensor]:
