@@ -374,6 +374,47 @@ class TestReports:
         report = json.loads(run("inspect", lora_files["cat"], "--json").stdout)
         assert (report["kind"], report["ranks"], report["alphas"]) == ("kohya", [4], [2.0])
 
+    def test_inspect_for_a_base(self, lora_files, base_folder):
+        told = json.loads(run("inspect", lora_files["cat"], "--json").stdout)
+        assert (told["tensors_landed"], told["landed_on"]) == (None, None)  # no such public base
+        report = json.loads(
+            run("inspect", lora_files["cat"], "--base", base_folder, "--json").stdout
+        )
+        assert report["tensors_landed"] == report["tensors_total"] > 0
+        assert (report["format"], report["rank"], report["alpha"], report["scale"]) == (
+            "kohya", 4, 2.0, 0.5
+        )  # fmt: skip
+        assert {"base", "parts", "dropped", "triggers", "refused"} <= set(report)
+        refused(run("inspect", lora_files["cat"], "--base", "nowhere"), "nowhere", "config.json")
+
+    def test_convert(self, lora_files, base_folder, out):
+        for target, name in (
+            ("diffusers", "d.safetensors"),
+            ("peft", "p"),
+            ("kohya", "k.safetensors"),
+        ):
+            result = run("convert", lora_files["cat"], "--to", target, "-o", out / name,
+                         "--base", base_folder, "--json")  # fmt: skip
+            assert result.exit_code == 0, result.stderr
+            report = json.loads(result.stdout)
+            assert (report["format"], report["approximated"]) == (target, 0)
+            assert all(Path(file).is_file() for file in report["files"])
+        text = run("convert", lora_files["cat"], "--to", "kohya", "--rank", 1, "-o",
+                   out / "small.safetensors", "--base", base_folder).stdout  # fmt: skip
+        assert "of rank 1" in text
+        assert "relative error of 0." in text
+
+    def test_convert_refuses(self, lora_files, base_folder, out, tmp_path):
+        cat = lora_files["cat"]
+        refused(run("convert", cat, "--to", "kohya", "-o", out / "x.safetensors"), "--base FOLDER")
+        base = ["--base", base_folder, "-o"]
+        refused(run("convert", cat, "--to", "kohya", *base, out / "x.bin"), ".safetensors")
+        refused(run("convert", cat, "--to", "kohya", *base, out / "x.safetensors",
+                    "--token", "s1"), "OLD=NEW")  # fmt: skip
+        torch.save({"a": torch.ones(2)}, tmp_path / "a.bin")
+        refused(run("convert", tmp_path / "a.bin", "--to", "kohya", *base, out / "x.safetensors"),
+                "--allow-pickle", folder=out)  # fmt: skip
+
     def test_inspect_a_picture(self, out, model):
         run("generate", PROMPT, *model, "-o", out / "a.png", "--method", "merge")
         record = json.loads(run("inspect", out / "a.png", "--json").stdout)
@@ -391,7 +432,7 @@ class TestReports:
 
     @pytest.mark.parametrize(
         "command",
-        ["generate", "compare", "methods", "inspect", "train", "miniature draw",
+        ["generate", "compare", "methods", "inspect", "convert", "train", "miniature draw",
          "miniature train", "miniature check", "miniature compare"],
     )  # fmt: skip
     def test_help(self, command):

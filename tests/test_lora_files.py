@@ -343,29 +343,21 @@ def test_pickle_only_on_request_and_weights_only(tmp_path, pipe):
     torch.save({"model": nn.Linear(2, 2)}, path)
     with pytest.raises(UnsupportedLoraFormat, match="plain weights"):
         load(pipe, path, allow_pickle=True)
-    torch.save({"string_to_param": {"*": torch.ones(2)}, "name": "x"}, path)
-    with pytest.raises(UnsupportedLoraFormat, match="more than named tensors"):
+    torch.save({"state_dict": {"step": 3, "model": bare()}}, path)
+    with pytest.raises(UnsupportedLoraFormat, match="something else than named tensors"):
         load(pipe, path, allow_pickle=True)
 
 
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("lora_unet_x_to_k.lokr_w1_a", "LoKr"),
-        ("lora_unet_x_to_k.hada_w1_a", "LoHa"),
-        ("lora_unet_x_to_k.dora_scale", "DoRA"),
-        ("unet.x.to_k.lora_magnitude_vector", "DoRA"),
         ("lora_unet_x_to_k.on_input", "IA3"),
-        ("lora_unet_x_conv.lora_mid.weight", "Tucker"),
         ("lora_unet_x_to_k.diff", "full weight"),
         ("lora_unet_x_to_k.oft_blocks", "OFT"),
-        ("unet:0:up", "cloneofsimo"),
-        ("<s1>", "textual inversion"),
-        ("emb_params", "textual inversion"),
     ],
 )
 def test_other_kinds_are_named(pipe, tmp_path, name, kind):
-    with pytest.raises(UnsupportedLoraFormat, match=f"{kind}.*not supported yet"):
+    with pytest.raises(UnsupportedLoraFormat, match=f"not supported: 1 of its 3.*{kind}"):
         load(pipe, bare(**{name: torch.ones(2, 2)}))
     path = tmp_path / "a.safetensors"
     save_file({name: torch.ones(2, 2)}, path)
@@ -385,7 +377,7 @@ def test_every_tensor_is_accounted_for(pipe):
     name = f"{BLOCK}.attn1.to_q"
     with pytest.raises(UnsupportedLoraFormat, match="two tensors for the down part"):
         load(pipe, bare(**{f"unet.{name}.lora.down.weight": torch.ones(2, 32)}))
-    with pytest.raises(UnsupportedLoraFormat, match="not both halves"):
+    with pytest.raises(UnsupportedLoraFormat, match="has down without up"):
         load(pipe, {f"{name}.lora_A.weight": torch.ones(2, 32)})
     with pytest.raises(UnsupportedLoraFormat, match="not a single number"):
         load(pipe, bare(**{f"{name}.alpha": torch.ones(3)}))

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 import loraweave
 from loraweave import LoraError
-from loraweave.lora.adapter import LowRank, load_adapter
+from loraweave.lora.adapter import load_adapter
 from loraweave.lora.merging import largest, merged_adapter, put_together, relative_error
+from loraweave.lora.updates import LowRank
 from tiny import random_lora, tiny_pipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore:Already found a .peft_config.:UserWarning")

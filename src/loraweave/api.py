@@ -11,6 +11,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from .backbone.sd1 import StableDiffusion1
+from .backbone.tokens import joint_embeddings
 from .denoise.composition import composition
 from .denoise.executor import Executor, executing
 from .denoise.loop import StepScheduler, Trace, denoise
@@ -53,6 +54,8 @@ def compose(
     output_type: str = "pil",
     callback_on_step_end: Callable[[Any, int, Tensor, dict], dict] | None = None,
     progress: bool = True,
+    allow_pickle: bool = False,
+    allow_partial: bool = False,
 ) -> ComposeOutput:
     """Draw a scene with several LoRAs.
 
@@ -88,6 +91,9 @@ def compose(
             `pipe._interrupt` stops after the step; the picture is decoded as it is then, and
             none is begun after it.
         progress: show a progress bar with the loss on a terminal.
+        allow_pickle: read LoRA files that are pickles too, with torch's weights-only reader.
+        allow_partial: draw also with a LoRA file of which a part has no place in the model; the
+            parts left out are in `info["loras"]`.
 
     Raises:
         SceneError, LoraError, MethodError: see `loraweave.errors`; nothing is drawn then.
@@ -148,7 +154,10 @@ def compose(
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))  # methods take gradients
         stack.enter_context(_interruptible(pipe))
-        adapters = stack.enter_context(gather_adapters(pipe, with_shipped_loras(scene)))
+        adapters = stack.enter_context(
+            gather_adapters(pipe, with_shipped_loras(scene), allow_pickle, allow_partial)
+        )
+        stack.enter_context(backbone.tokens(joint_embeddings(adapters, backbone.tokenizer)))
         scene, notes = fill_triggers(scene, {n: a.metadata for n, a in adapters.items()})
         notes += _unused_weights(scene, adapters)
         every = {**adapters, **method.extra_adapters(scene, adapters)}
@@ -184,7 +193,10 @@ def compose(
         "base": base_identity(pipe),
         "dtype": str(backbone.dtype).removeprefix("torch."),
         "device": backbone.device.type,
-        "loras": {n: {"sha256": a.sha256} for n, a in adapters.items()},
+        "loras": {
+            n: {"sha256": a.sha256, **({"dropped": list(a.dropped)} if a.dropped else {})}
+            for n, a in adapters.items()
+        },
         "versions": versions(),
         "concepts": [concept.name for concept in scene.concepts],
         "seeds": [_seed(scene, g) for g, _ in sources[: len(masks)]],

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from .commands import bench, draw, miniature, report, schema, train
+from .commands import bench, draw, lora, miniature, report, schema, train
 from .errors import LoraWeaveError
 
 INTERRUPTED = 130
@@ -45,6 +45,7 @@ app.command()(draw.compare)
 app.command()(report.methods)
 app.command()(report.inspect)
 app.command("schema")(schema.schema)
+app.command()(lora.convert)
 app.command("train")(train.train)
 app.add_typer(miniature.app, name="miniature")
 app.add_typer(bench.app, name="bench")

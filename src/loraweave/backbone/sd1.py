@@ -5,7 +5,8 @@ picture: all of it is read from the pipeline's own parts, so the miniature and t
 run the same code.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from ..prompt import PassPrompt, Span
 from ..scene import MINIATURE
 from .sites import native_size, reading_factor, reading_sites
 from .text import emphasised, end_of_text_position, token_positions, tokenized
+from .tokens import extra_tokens
 
 SD15_CROSS_ATTENTION = 768
 
@@ -105,6 +107,16 @@ class StableDiffusion1:
         """Height and width of the attention maps for these latents."""
         h, w = latents.shape[-2:]
         return -(-h // self.factor), -(-w // self.factor)
+
+    @contextmanager
+    def tokens(self, embeddings: Mapping[str, Tensor]) -> Iterator[None]:
+        """Know some more tokens, each (n, D) vectors, inside this context; see `extra_tokens`."""
+        former = self.tokenizer
+        with extra_tokens(former, self.text_encoder, embeddings) as self.tokenizer:
+            try:
+                yield
+            finally:
+                self.tokenizer = former
 
     def token_positions(self, text: str, span: Span) -> list[int]:
         """Positions of the tokens of some characters of a text; start of text is 0."""

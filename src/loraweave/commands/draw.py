@@ -47,6 +47,8 @@ def generate(
     ] = None,
     dtype: options.OwnPrecision = None,
     device: options.Device = None,
+    allow_pickle: options.AllowPickle = False,
+    allow_partial: options.AllowPartial = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -63,7 +65,7 @@ def generate(
     name = method or job.method or DEFAULT_METHOD
     drawer = _Drawer(
         job, {name: {**job.settings(name), **options.read_settings(settings)}},
-        dtype or job.dtype, device or job.device, as_json, quiet,
+        dtype or job.dtype, device or job.device, as_json, quiet, allow_pickle, allow_partial,
     )  # fmt: skip
     for n, path in enumerate(pictures):
         output = drawer.draw(name, job.scene.seed + n)
@@ -103,6 +105,8 @@ def compare(
     out: Annotated[Path, typer.Option("--out", "-o", help="The PNG to write.")] = Path("grid.png"),
     dtype: options.OwnPrecision = None,
     device: options.Device = None,
+    allow_pickle: options.AllowPickle = False,
+    allow_partial: options.AllowPartial = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:  # fmt: skip
@@ -117,7 +121,10 @@ def compare(
     )  # fmt: skip
     given = by_method(names, options.read_settings(settings))
     every = {name: {**job.settings(name), **given[name]} for name in names}
-    drawer = _Drawer(job, every, dtype or job.dtype, device or job.device, as_json, quiet)
+    drawer = _Drawer(
+        job, every, dtype or job.dtype, device or job.device, as_json, quiet, allow_pickle,
+        allow_partial,
+    )  # fmt: skip
     rows, marks = [], []
     for name in names:
         images, line = [], []
@@ -144,11 +151,15 @@ class _Drawer:
 
     def __init__(
         self, job: Job, settings: dict[str, dict[str, Any]], dtype: options.DType,
-        device: str | None, as_json: bool, quiet: bool,
+        device: str | None, as_json: bool, quiet: bool, allow_pickle: bool, allow_partial: bool,
     ):  # fmt: skip
         from ..methods import get_method
 
         self.job, self.as_json, self.quiet = job, as_json, quiet
+        self.allowed: dict[str, Any] = {
+            "allow_pickle": allow_pickle,
+            "allow_partial": allow_partial,
+        }
         # Before the model is loaded: a wrong setting is found at once.
         self.methods = {name: get_method(name, own) for name, own in settings.items()}
         self.pipe = load_model(job.base, dtype, device)
@@ -163,8 +174,12 @@ class _Drawer:
             typer.echo(f"{method}, seed {seed} ...", err=True)
         output = compose(
             self.pipe, self.job.scene.replace(seed=seed), method=self.methods[method],
-            progress=not self.quiet,
+            progress=not self.quiet, **self.allowed,
         )  # fmt: skip
+        for name, lora in output.info["loras"].items():
+            if lora.get("dropped") and not self.done:
+                typer.echo(f"note: {name!r} was used without {len(lora['dropped'])} of its tensors",
+                           err=True)  # fmt: skip
         notes = [] if self.done else list(output.info["notes"])
         if self.job.record and not self.done:
             notes += differences(self.job.record, output.info)

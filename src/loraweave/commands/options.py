@@ -52,6 +52,23 @@ Base = Annotated[
     str | None,
     typer.Option(help="A diffusers folder or .safetensors checkpoint.", show_default="miniature"),
 ]
+LoraBase = Annotated[
+    str | None,
+    typer.Option(
+        "--base", help="The base it is for: sd15, miniature, or a diffusers folder.",
+        show_default="told from its shapes",
+    ),
+]  # fmt: skip
+AllowPickle = Annotated[
+    bool,
+    typer.Option(
+        "--allow-pickle", help="Read .pt, .pth, .bin and .ckpt files too, as plain weights."
+    ),
+]
+AllowPartial = Annotated[
+    bool,
+    typer.Option("--allow-partial", help="Use a LoRA without those tensors that have no place."),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method; repeatable."),

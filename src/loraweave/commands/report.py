@@ -32,6 +32,8 @@ def methods(as_json: options.AsJson = False) -> None:
 
 def inspect(
     file: Annotated[Path, typer.Argument(help="A LoRA, or a picture made by LoRAWeave.")],
+    base: options.LoraBase = None,
+    allow_pickle: options.AllowPickle = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Say what a LoRA file is, or how a picture was made."""
@@ -43,13 +45,16 @@ def inspect(
         # Without a table: a record is nested, and what is printed can be copied into a scene.
         typer.echo(json.dumps(data, indent=2, ensure_ascii=as_json))
         return
-    from ..lora.inspect import inspect_lora
+    from ..lora.file import read_lora
+    from ..lora.inspect import FORMER_NAMES, inspect_file
+    from .lora import models_for
 
-    data = inspect_lora(file).model_dump(mode="json")
+    read = read_lora(file, allow_pickle)
+    data = inspect_file(read, models_for(read, base)).model_dump(mode="json")
     if as_json:
         typer.echo(json.dumps(data, indent=2))
         return
-    show_values({key.replace("_", " "): value for key, value in data.items()})
+    show_values({k.replace("_", " "): v for k, v in data.items() if k not in FORMER_NAMES})
 
 
 def show_values(values: dict[str, Any]) -> None:

@@ -26,7 +26,8 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from ..errors import MethodError
-from ..lora.adapter import Adapter, LowRank
+from ..lora.adapter import Adapter
+from ..lora.updates import Update
 
 Component = Literal["unet", "text_encoder"]
 Weighted = tuple[Adapter, float]
@@ -58,7 +59,7 @@ class AdapterHooks:
         }
         self._covers: dict[tuple[str, int, int], Tensor] = {}
         self._late: dict[str, list[tuple[str, _Share, Tensor]]] = {}
-        by_path: dict[str, dict[str, LowRank]] = {}
+        by_path: dict[str, dict[str, Update]] = {}
         for adapter in adapters:
             for path, update in getattr(adapter, component).items():
                 by_path.setdefault(path, {})[adapter.name] = update
@@ -115,7 +116,7 @@ class AdapterHooks:
             self._shares, self._count, self._covers, self._late = former
 
     def add(
-        self, layer: nn.Module, path: str, updates: Mapping[str, LowRank], x: Tensor, out: Tensor
+        self, layer: nn.Module, path: str, updates: Mapping[str, Update], x: Tensor, out: Tensor
     ):
         """The layer's output with the residuals of its rows added."""
         shares = [(n, updates[n], share) for n, share in self._shares.items() if n in updates]
@@ -123,15 +124,16 @@ class AdapterHooks:
             return None  # leaves the output as it is
         if len(x) != self._count:
             raise MethodError(f"a batch of {len(x)} rows where {self._count} were announced")
+        plain = out  # what DoRA scales: the layer's own output, without the other adapters
         for name, update, share in shares:
             if share.where is not None and id(layer) in self._text_layers:
                 continue  # see denoise/confined.py
             update = update.to(x.device, x.dtype)  # PEFT may keep adapters in float32
             if share.everywhere:
-                out = out + update.delta(x, layer) * share.weights[0].to(out.dtype)
+                out = out + update.residual(x, plain, layer, share.weights[:1])
                 continue
-            weights = share.weights.to(out.dtype).view(-1, *(1,) * (out.ndim - 1))
-            delta = update.delta(x.index_select(0, share.rows), layer) * weights
+            own_x, own_plain = (t.index_select(0, share.rows) for t in (x, plain))
+            delta = update.residual(own_x, own_plain, layer, share.weights)
             if share.where is not None and path.endswith(TIME_PROJECTION):
                 self._late.setdefault(path, []).append((name, share, delta))
                 continue
@@ -187,7 +189,7 @@ def _cross_attentions(model: nn.Module) -> list[Attention]:
     return [attn for attn in found if attn.is_cross_attention]
 
 
-def _hook(layer: nn.Module, path: str, updates: dict[str, LowRank], owner: AdapterHooks):
+def _hook(layer: nn.Module, path: str, updates: dict[str, Update], owner: AdapterHooks):
     def add(module: nn.Module, args: tuple, out: Tensor):
         return owner.add(module, path, updates, args[0], out)
 

@@ -3,8 +3,6 @@
 Inference never puts layers into the model: an `Adapter` maps module paths to updates, and the
 engine adds each update's residual to that module's output, for the samples of the batch that
 should have it. Nothing of the model changes, so nothing has to be undone.
-
-Shapes: r rank, in/out the module's features or channels, (kh, kw) the convolution's kernel.
 """
 
 from collections.abc import Mapping
@@ -12,57 +10,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from loraweave.errors import LoraError, UnsupportedLoraFormat
-from loraweave.lora.alphas import Alphas
-from loraweave.lora.file import read_lora, tensors_sha256
+from loraweave.lora.file import LoraFile, read_lora, tensors_sha256
 from loraweave.lora.keys import ModuleIndex
 from loraweave.lora.match import match_tensors
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """One module's update: delta W = scale * up @ down.
-
-    Attributes:
-        down: (r, in), or (r, in, kh, kw) for a convolution.
-        up: (out, r), or (out, r, 1, 1) for a convolution.
-        scale: alpha / r, as in the file; the weight that a user gives multiplies this.
-    """
-
-    down: Tensor
-    up: Tensor
-    scale: float = 1.0
-
-    @property
-    def rank(self) -> int:
-        return self.down.shape[0]
-
-    def delta(self, x: Tensor, module: nn.Module) -> Tensor:
-        """What this update adds to `module(x)`; same shape as that output.
-
-        Args:
-            x: the module's input, of the update's dtype: (..., in), or (B, in, h, w).
-            module: the plain module, for the stride, padding and dilation of a convolution.
-        """
-        if isinstance(module, nn.Conv2d):
-            low = F.conv2d(
-                x, self.down, None, module.stride, module.padding, module.dilation
-            )  # (B, r, h', w')
-            return F.conv2d(low, self.up) * self.scale
-        return F.linear(F.linear(x, self.down), self.up) * self.scale
-
-    def weight(self) -> Tensor:
-        """The whole delta W, of the shape of the module's weight."""
-        return self.scale * (self.up.flatten(1) @ self.down.flatten(1)).reshape(
-            self.up.shape[0], *self.down.shape[1:]
-        )
-
-    def to(self, device: torch.device | str | None, dtype: torch.dtype | None) -> "LowRank":
-        return replace(self, down=self.down.to(device, dtype), up=self.up.to(device, dtype))
+from loraweave.lora.updates import Dora, LowRank, Update
 
 
 @dataclass(frozen=True)
@@ -75,13 +30,19 @@ class Adapter:
         text_encoder: the same for the text encoder; empty if the LoRA has no part there.
         sha256: of the file, or of the tensors if they came from no file.
         metadata: the file's texts.
+        embeddings: token -> (n, D), the n vectors that the text encoder reads for that token.
+        dropped: names of the file's tensors that were left out because the caller allowed it.
+        tensors: how many the file has.
     """
 
     name: str
-    unet: dict[str, LowRank]
-    text_encoder: dict[str, LowRank]
+    unet: dict[str, Update]
+    text_encoder: dict[str, Update]
     sha256: str
     metadata: dict[str, str] = field(default_factory=dict)
+    embeddings: dict[str, Tensor] = field(default_factory=dict)
+    dropped: tuple[str, ...] = ()
+    tensors: int = 0
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -101,6 +62,7 @@ def load_adapter(
     unet: nn.Module,
     text_encoder: nn.Module,
     allow_pickle: bool = False,
+    allow_partial: bool = False,
 ) -> Adapter:
     """Map a LoRA file onto a loaded model. The model is only read, and may be PEFT-wrapped.
 
@@ -110,10 +72,13 @@ def load_adapter(
         unet: the denoiser; its module names and shapes decide what fits.
         text_encoder: the first text encoder.
         allow_pickle: see `read_lora`.
+        allow_partial: leave out tensors that have no place in the model, or that are of a kind
+            that is not supported, instead of refusing the file; see `Adapter.dropped`.
 
     Returns:
-        An adapter whose tensors have the device and dtype of their modules and no gradient.
-        A module without an alpha gets alpha = rank, so scale 1.
+        An adapter whose tensors have the device and dtype of their modules and no gradient (on
+        the meta device: those of the file). A module without an alpha gets alpha = rank, so
+        scale 1.
 
     Raises:
         UnsupportedLoraFormat: damaged, no LoRA, of another kind, or with tensors left over.
@@ -121,25 +86,38 @@ def load_adapter(
         LoraError: no such file.
     """
     if isinstance(source, Mapping):
-        label, tensors, metadata = repr(name), dict(source), {}
-        sha256 = tensors_sha256(tensors)
+        tensors = dict(source)
+        file = LoraFile(Path(repr(name)), tensors, {}, tensors_sha256(tensors))
     else:
         file = read_lora(source, allow_pickle)
-        label, tensors, metadata, sha256 = file.path.name, file.tensors, file.metadata, file.sha256
+    return adapter_from_file(
+        name, file, unet=unet, text_encoder=text_encoder, allow_partial=allow_partial
+    )
 
-    index = ModuleIndex(unet, text_encoder)
-    alphas = Alphas(label, metadata)
-    updates: dict[str, dict[str, LowRank]] = {"unet": {}, "text_encoder": {}}
-    for (component, path), (down, up, alpha) in match_tensors(label, tensors, index, unet).items():
-        rank = down.shape[0]
-        scale = alphas.scale(component, path, rank) if alpha is None else alpha / rank
-        update = LowRank(down.detach(), up.detach(), scale)
-        weight = index.modules[component][path].weight
-        assert isinstance(weight, Tensor)
-        if weight.is_floating_point():  # a quantised module keeps the file's own type
-            update = update.to(weight.device, weight.dtype)
+
+def adapter_from_file(
+    name: str,
+    file: LoraFile,
+    *,
+    unet: nn.Module,
+    text_encoder: nn.Module,
+    allow_partial: bool = False,
+) -> Adapter:
+    """`load_adapter` for a file that has been read."""
+    words = text_encoder.get_input_embeddings().weight  # type: ignore[operator]
+    matched = match_tensors(
+        file.path.name, file.tensors, file.metadata, ModuleIndex(unet, text_encoder), unet,
+        words.shape[1], allow_partial,
+    )  # fmt: skip
+    updates: dict[str, dict[str, Update]] = {"unet": {}, "text_encoder": {}}
+    for (component, path), update in matched.updates.items():
         updates[component][path] = update
-    return Adapter(name, updates["unet"], updates["text_encoder"], sha256, metadata)
+    place = {} if words.is_meta else {"device": words.device, "dtype": words.dtype}
+    return Adapter(
+        name, updates["unet"], updates["text_encoder"], file.sha256, file.metadata,
+        {token: vectors.to(**place) for token, vectors in matched.vectors.items()},
+        matched.dropped, len(file.tensors),
+    )  # fmt: skip
 
 
 def adapter_from_peft(name: str, unet: nn.Module, text_encoder: nn.Module) -> Adapter:
@@ -151,9 +129,10 @@ def adapter_from_peft(name: str, unet: nn.Module, text_encoder: nn.Module) -> Ad
 
     Raises:
         LoraError: the model has no adapter of that name.
-        UnsupportedLoraFormat: the adapter is not a plain LoRA (DoRA, bias, embeddings).
+        UnsupportedLoraFormat: the adapter is neither LoRA nor DoRA, or has biases.
     """
-    updates: dict[str, dict[str, LowRank]] = {"unet": {}, "text_encoder": {}}
+    updates: dict[str, dict[str, Update]] = {"unet": {}, "text_encoder": {}}
+    tensors: dict[str, Tensor] = {}
     loaded: set[str] = set()
     for component, model in (("unet", unet), ("text_encoder", text_encoder)):
         for path, layer in model.named_modules():
@@ -162,26 +141,28 @@ def adapter_from_peft(name: str, unet: nn.Module, text_encoder: nn.Module) -> Ad
             loaded |= layer.scaling.keys()
             if name not in layer.scaling:
                 continue
-            if name not in layer.lora_A or layer.use_dora.get(name):
+            if name not in layer.lora_A:
                 raise UnsupportedLoraFormat(
-                    f"Adapter {name!r} is not a plain LoRA at {component} {path}."
+                    f"Adapter {name!r} is not a LoRA at {component} {path}."
                 )
             down, up = layer.lora_A[name], layer.lora_B[name]
             if getattr(up, "bias", None) is not None:
                 raise UnsupportedLoraFormat(f"Adapter {name!r} has biases, which is not supported.")
-            updates[component][path] = LowRank(
-                _plain(down.weight), _plain(up.weight), float(layer.scaling[name])
-            )
+            update = LowRank(_plain(down.weight), _plain(up.weight), float(layer.scaling[name]))
+            parts = {"down": update.down, "up": update.up}
+            if layer.use_dora.get(name):
+                parts["magnitude"] = _plain(layer.lora_magnitude_vector[name].weight)
+                base = _plain(layer.get_base_layer().weight)
+                update = Dora.on(update, parts["magnitude"].flatten(), "out", base)
+            updates[component][path] = update
+            tensors |= {f"{component}.{path}.{part}": t for part, t in parts.items()}
     if not any(updates.values()):
         known = ", ".join(sorted(loaded)) or "none"
         raise LoraError(f"The pipeline has no adapter {name!r}; loaded are: {known}.")
-    tensors = {
-        f"{component}.{path}.{half}": getattr(update, half)
-        for component, part in updates.items()
-        for path, update in part.items()
-        for half in ("down", "up")
-    }
-    return Adapter(name, updates["unet"], updates["text_encoder"], tensors_sha256(tensors))
+    return Adapter(
+        name, updates["unet"], updates["text_encoder"], tensors_sha256(tensors),
+        tensors=len(tensors),
+    )  # fmt: skip
 
 
 def _plain(weight: object) -> Tensor:

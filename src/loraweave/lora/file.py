@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from loraweave.errors import LoraError, UnsupportedLoraFormat
+from loraweave.lora.pickles import PICKLE_SUFFIXES, read_pickle
 
-PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt"}
 ADAPTER_CONFIG = "adapter_config.json"
 """Key in `LoraFile.metadata` of the PEFT configuration found beside the tensors, as JSON text."""
 
@@ -30,54 +30,114 @@ _FOLDER_NAMES = (
     "adapter_model.bin",
     "pytorch_lora_weights.bin",
 )
+_PARTS = ("unet", "text_encoder")
+_EMBEDDINGS = ("learned_embeds.safetensors", "learned_embeds.bin")
 
 
 @dataclass(frozen=True)
 class LoraFile:
-    """The tensors and texts of one LoRA file.
+    """The tensors and texts of one LoRA.
 
     Attributes:
-        path: the file that the tensors came from (inside the folder, if a folder was given).
+        path: the file that the tensors came from (inside the folder, if a folder was given), or
+            the folder, if it has a part for each model.
         tensors: name in the file -> tensor, on the CPU.
         metadata: the header's texts; a PEFT configuration is added under `ADAPTER_CONFIG`.
-        sha256: of the whole file, lower-case hexadecimal.
+        sha256: of the whole file, lower-case hexadecimal; of the hashes, if there are several.
+        files: all files that were read.
     """
 
     path: Path
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
     sha256: str
+    files: tuple[Path, ...] = ()
 
 
 def read_lora(path: str | Path, allow_pickle: bool = False) -> LoraFile:
     """Read a LoRA from a safetensors file or from a PEFT or diffusers adapter folder.
 
+    Textual-inversion embeddings beside it are read with it: `NAME_emb.safetensors` beside
+    `NAME.safetensors`, and `learned_embeds.safetensors` or `.bin` in the folder.
+
     Args:
         path: a file, or a folder with `adapter_model.safetensors` (and `adapter_config.json`) or
-            `pytorch_lora_weights.safetensors`.
+            `pytorch_lora_weights.safetensors`, or one with such folders `unet` and
+            `text_encoder`.
         allow_pickle: also read .bin, .pt, .pth and .ckpt, with torch's weights-only reader.
 
     Raises:
         LoraError: no such file or folder, or a folder without an adapter.
         UnsupportedLoraFormat: damaged, truncated, not safetensors, pickle without `allow_pickle`.
     """
+    folder = Path(path).expanduser()
+    parts = [part for part in _PARTS if (folder / part).is_dir()]
+    if parts and not _adapter_in(folder):
+        return _read_parts(folder, parts, allow_pickle)
     source = find_file(path)
-    if source.suffix.lower() in PICKLE_SUFFIXES:
-        tensors, metadata = _read_pickle(source, allow_pickle), {}
-    else:
-        metadata = read_header(source)[1]
-        try:
-            tensors = load_file(source)
-        except (SafetensorError, ValueError) as error:
-            raise UnsupportedLoraFormat(
-                f"{source.name} is damaged: {error}. Download it again."
-            ) from error
+    tensors, metadata = _read_tensors(source, allow_pickle)
     config = read_adapter_config(source)
     if config is not None:
         metadata = {**metadata, ADAPTER_CONFIG: config}
+    files = [source]
+    for beside in _embeddings_beside(source, folder.is_dir()):
+        files.append(beside)
+        for name, tensor in _read_tensors(beside, allow_pickle)[0].items():
+            if name in tensors:
+                raise UnsupportedLoraFormat(
+                    f"{source.name} and {beside.name} beside it both have {name}; remove one."
+                )
+            tensors[name] = tensor
     if not tensors:
         raise UnsupportedLoraFormat(f"{source.name} holds no tensors, so it is not a LoRA.")
-    return LoraFile(source, tensors, metadata, file_sha256(source))
+    return LoraFile(source, tensors, metadata, _joint_sha256(files), tuple(files))
+
+
+def _read_tensors(source: Path, allow_pickle: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if source.suffix.lower() in PICKLE_SUFFIXES:
+        return read_pickle(source, allow_pickle), {}
+    metadata = read_header(source)[1]
+    try:
+        return load_file(source), metadata
+    except (SafetensorError, ValueError) as error:
+        raise UnsupportedLoraFormat(
+            f"{source.name} is damaged: {error}. Download it again."
+        ) from error
+
+
+def _read_parts(folder: Path, parts: list[str], allow_pickle: bool) -> LoraFile:
+    """A folder with an adapter for each model, as peft's own trainers write it."""
+    tensors: dict[str, Tensor] = {}
+    config: dict[str, Any] = {}
+    metadata: dict[str, str] = {}
+    files: list[Path] = []
+    for part in parts:
+        own = read_lora(folder / part, allow_pickle)
+        tensors |= {f"{part}.{name}": tensor for name, tensor in own.tensors.items()}
+        found = json.loads(own.metadata.get(ADAPTER_CONFIG, "{}"))
+        config |= {f"{part}.{name}": value for name, value in found.items()}
+        metadata |= {k: v for k, v in own.metadata.items() if k != ADAPTER_CONFIG}
+        files += own.files
+    for beside in _embeddings_beside(folder / "unet", True):
+        tensors |= _read_tensors(beside, allow_pickle)[0]
+        files.append(beside)
+    metadata[ADAPTER_CONFIG] = json.dumps(config)
+    return LoraFile(folder, tensors, metadata, _joint_sha256(files), tuple(files))
+
+
+def _embeddings_beside(source: Path, in_folder: bool) -> list[Path]:
+    """Files with the embeddings that belong to the adapter `source`."""
+    names = [f"{source.stem}_emb.safetensors", *(_EMBEDDINGS if in_folder else ())]
+    return [source.with_name(name) for name in names if source.with_name(name).is_file()]
+
+
+def _joint_sha256(files: list[Path]) -> str:
+    hashes = [file_sha256(file) for file in files]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def _adapter_in(folder: Path) -> Path | None:
+    return next((folder / n for n in _FOLDER_NAMES if (folder / n).is_file()), None)
 
 
 def find_file(path: str | Path) -> Path:
@@ -87,9 +147,8 @@ def find_file(path: str | Path) -> Path:
         return source
     if not source.exists():
         raise LoraError(f"No LoRA file {source}. Check the path; the folder is searched as given.")
-    for name in _FOLDER_NAMES:
-        if (source / name).is_file():
-            return source / name
+    if found := _adapter_in(source):
+        return found
     raise LoraError(
         f"The folder {source} holds no adapter: expected {_FOLDER_NAMES[0]} (with "
         f"{ADAPTER_CONFIG}) or {_FOLDER_NAMES[1]}. Give the path of the LoRA file itself."
@@ -149,29 +208,6 @@ def _not_safetensors(path: Path, start: bytes) -> str:
             "code. Convert it to safetensors, or name it .bin and allow pickle explicitly."
         )
     return f"{path.name} is not a safetensors file. Give a .safetensors LoRA."
-
-
-def _read_pickle(path: Path, allow_pickle: bool) -> dict[str, Tensor]:
-    if not allow_pickle:
-        raise UnsupportedLoraFormat(
-            f"{path.name} is a pickle file, and pickle files can run code. Use a .safetensors "
-            "file, or pass allow_pickle=True to read it with torch's weights-only reader."
-        )
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the reader raises many types for files that it refuses
-        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise UnsupportedLoraFormat(
-            f"{path.name} cannot be read as plain weights ({reason[0]}). Use a safetensors file."
-        ) from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise UnsupportedLoraFormat(
-            f"{path.name} holds more than named tensors (a textual inversion or a training "
-            "checkpoint?), which is not supported. Give a LoRA file."
-        )
-    return {str(name): tensor for name, tensor in state.items()}
 
 
 def read_adapter_config(source: Path) -> str | None:

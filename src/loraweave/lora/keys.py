@@ -8,6 +8,8 @@ The trainers write the same thing under many names:
                    unet.down_blocks.0....attn1.to_k.lora.down.weight
     diffusers old  [unet.]down_blocks.0....attn1.processor.to_k_lora.down.weight
     PEFT           base_model.model.down_blocks.0....attn1.to_k.lora_A.weight, or without prefix
+    LDM names      lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_k.lora_down.weight
+    ED-LoRA        unet.down_blocks.0....attn1.to_k[.lora_down|_lora.down].weight
 
 Underscores cannot be turned back into dots by rule, so names are looked up in an index of the
 model's own module names; that works for any architecture.
@@ -16,18 +18,26 @@ model's own module names; that works for any architecture.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-Role = Literal["down", "up", "alpha"]
+from loraweave.lora.ldm import ldm_names
+
+Role = str
+"""Which part of an update a tensor is: "down", "up", "mid" (of a Tucker-decomposed LoCon), "alpha",
+"magnitude" (peft's DoRA), "dora_scale" (LyCORIS's), or the name that LyCORIS gives it: hada_w1_a,
+hada_t1, lokr_w1, lokr_w2_b, lokr_t2, ..."""
 
 _ROLE = re.compile(
     r"""^(?P<stem>.+?)(?:
         [._]lora(?:_linear_layer)?[._](?P<way>down|up)\.weight
       | \.lora_(?P<letter>[AB])(?:\.[^.]+)?\.weight
+      | \.lora_(?P<mid>mid)\.weight
       | (?:[._]lora)?\.(?P<alpha>alpha)
+      | \.lora_(?P<magnitude>magnitude)_vector(?:\.[^.]+)??(?:\.weight)?
+      | \.(?P<other>dora_scale|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2))
+        (?:\.default)?
     )$""",
     re.VERBOSE,
 )
@@ -44,19 +54,15 @@ _PREFIXES = {
     "text_encoder_3.": "text_encoder_3",
     "transformer.": "transformer",
     "base_model.model.": None,
+    "model.diffusion_model.": "unet",
+    "diffusion_model.": "unet",
 }
 _KINDS = {  # looked for in this order; the patterns are what the trainers put in the names
-    "LoKr (LyCORIS)": re.compile(r"\.lokr_"),
-    "LoHa (LyCORIS)": re.compile(r"\.hada_"),
     "GLoRA": re.compile(r"\.[ab][12]\.weight$"),
     "OFT": re.compile(r"\.oft_|\.oft\.|boft_"),
     "IA3": re.compile(r"ia3_|\.on_input$|\.ia3\."),
-    "DoRA": re.compile(r"dora_scale|lora_magnitude_vector"),
-    "Tucker-decomposed LoCon": re.compile(r"lora_mid\.weight$|lora_cp"),
     "full weight differences": re.compile(r"\.diff(_b)?$|\.w_norm$|\.b_norm$"),
     "LoRA with bias": re.compile(r"lora_B(\.[^.]+)?\.bias$|lora_up\.bias$"),
-    "cloneofsimo's numbered layers": re.compile(r"^(unet|text_encoder):\d+:"),
-    "textual inversion": re.compile(r"^<.+>$|^emb_params$|^clip_[lg]$|string_to_param"),
 }
 
 
@@ -67,7 +73,7 @@ class TensorName:
     Attributes:
         component: "unet", "text_encoder", ... if the name says so, else None.
         stem: the module's part of the name, with dots or with underscores.
-        role: which part of the low-rank update the tensor is.
+        role: which part of the update the tensor is.
     """
 
     component: str | None
@@ -76,14 +82,13 @@ class TensorName:
 
 
 def split_name(name: str) -> TensorName | None:
-    """Take a tensor name apart; None if it is not the name of a plain LoRA tensor."""
+    """Take a tensor name apart; None if it is not the name of a LoRA tensor."""
     match = _ROLE.match(name)
     if match is None:
         return None
-    way, letter = match["way"], match["letter"]
-    role: Role = "alpha"
-    if way or letter:
-        role = "down" if way == "down" or letter == "A" else "up"
+    role = match["way"] or match["mid"] or match["alpha"] or match["magnitude"] or match["other"]
+    if role is None:
+        role = "down" if match["letter"] == "A" else "up"
     component, stem = None, match["stem"]
     while prefix := next((p for p in _PREFIXES if stem.startswith(p)), None):
         component = _PREFIXES[prefix] or component
@@ -96,7 +101,7 @@ def split_name(name: str) -> TensorName | None:
 
 
 def kind_of(name: str) -> str | None:
-    """What a tensor that is no plain LoRA tensor looks like ("LoKr (LyCORIS)", ...), or None."""
+    """What a tensor of a kind that is not supported looks like ("GLoRA", "OFT", ...), or None."""
     return next((kind for kind, pattern in _KINDS.items() if pattern.search(name)), None)
 
 
@@ -128,12 +133,14 @@ class ModuleIndex:
 
     def __init__(self, unet: nn.Module, text_encoder: nn.Module):
         self.modules = {"unet": plain_modules(unet), "text_encoder": plain_modules(text_encoder)}
+        ldm = ldm_names(self.modules["unet"])
         # names[component][path or path with underscores] = path
         self._names: dict[str, dict[str, str]] = {}
         for component, modules in self.modules.items():
             table: dict[str, str] = {}
             for path in modules:
-                for alias in _aliases(component, path):
+                more = [ldm[path]] if component == "unet" and path in ldm else []
+                for alias in (*_aliases(component, path), *more):
                     table.setdefault(alias.replace(".", "_"), path)
                     table[alias] = path
             self._names[component] = table

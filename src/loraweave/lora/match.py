@@ -1,49 +1,136 @@
 """Fitting the tensors of a LoRA file to the modules of the loaded model, all or nothing.
 
 Every tensor of the file must land, and every shape must fit, before any of them is used; a LoRA of
-which a part is dropped in silence draws something that nobody asked for.
+which a part is dropped in silence draws something that nobody asked for. A caller who wants the
+rest anyway says so, and is told what was left out.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from loraweave.errors import BaseModelMismatch, UnsupportedLoraFormat
+from loraweave.lora.alphas import Alphas
 from loraweave.lora.base import BaseGuess, describe_width, guess_base, model_width, text_width
+from loraweave.lora.build import IncompleteError, ShapeError, build, family
+from loraweave.lora.embeddings import Found, find_embeddings
 from loraweave.lora.keys import ModuleIndex, Role, TensorName, kind_of, split_name
+from loraweave.lora.numbered import numbered_names
+from loraweave.lora.updates import Update
 
 Place = tuple[str, str]
 """(component, module path)"""
-Update = tuple[Tensor, Tensor, float | None]
-"""down, up in the module's number of dimensions, and alpha if the tensors carry it"""
+
+_PARTIAL = (
+    "Nothing was loaded, since a part of the file would be ignored; to leave that part out, pass "
+    "allow_partial=True (--allow-partial)."
+)
+
+
+@dataclass(frozen=True)
+class Matched:
+    """What became of every tensor of a file.
+
+    Attributes:
+        updates: (component, module path) -> update.
+        vectors: token -> (n, D).
+        dropped: names of the tensors that are in neither; empty unless that was allowed.
+    """
+
+    updates: dict[Place, Update]
+    vectors: dict[str, Tensor]
+    dropped: tuple[str, ...]
 
 
 def match_tensors(
-    label: str, tensors: Mapping[str, Tensor], index: ModuleIndex, unet: nn.Module
-) -> dict[Place, Update]:
+    label: str,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    index: ModuleIndex,
+    unet: nn.Module,
+    width: int,
+    allow_partial: bool = False,
+) -> Matched:
     """Fit all tensors of a file to the modules of `index`.
 
     Args:
         label: what messages call the file.
         tensors: name in the file -> tensor.
+        metadata: of the file, for an alpha that is not in the tensors.
         index: the modules of the loaded model.
         unet: the loaded denoiser, to say which base it is.
+        width: of the text encoder's embeddings.
+        allow_partial: leave out what does not fit by name instead of refusing the file. Wrong
+            shapes, and a file of which nothing lands, are errors all the same.
 
     Raises:
         UnsupportedLoraFormat: no LoRA, of another kind, incomplete, or with tensors left over.
         BaseModelMismatch: made for another base model.
     """
-    named = _split_all(label, tensors)
+    if not tensors:
+        raise UnsupportedLoraFormat(f"{label} is not a LoRA: it is empty. Give a LoRA file.")
     guess = guess_base({key: tuple(tensor.shape) for key, tensor in tensors.items()})
     made_for = guess.text if guess else "another model"
     if guess and not _may_fit(guess, index, unet):
         raise BaseModelMismatch(_mismatch(label, made_for, unet))
-    parts = _assign(label, tensors, named, index, made_for, unet)
-    return {
-        place: _checked(label, place, roles, index.modules[place[0]][place[1]], made_for, unet)
-        for place, roles in parts.items()
-    }
+
+    found = find_embeddings(label, tensors)
+    _check_embeddings(label, found, width, made_for, unet, allow_partial)
+    rest = {key: t for key, t in tensors.items() if key not in (*found.keys, *found.layered)}
+    named, dropped = _split_all(label, rest, index, allow_partial)
+    dropped = [*found.layered, *dropped]
+
+    parts, missing = _assign(label, named, index)
+    if missing and not (parts or found.vectors):
+        raise BaseModelMismatch(
+            _mismatch(label, made_for, unet) + f" No module fits ({missing[0]})."
+        )
+    if missing and not allow_partial:
+        raise UnsupportedLoraFormat(
+            f"{label}: {len(missing)} of {len(tensors)} tensors name modules that the loaded model "
+            f"does not have as linear or convolution layers: {', '.join(missing[:3])}. {_PARTIAL}"
+        )
+    dropped += missing
+
+    alphas = Alphas(label, metadata)
+    updates: dict[Place, Update] = {}
+    for place, keys in parts.items():
+        roles = {role: tensors[key] for role, key in keys.items()}
+        where = f"{place[0]} {place[1]}"
+        module = index.modules[place[0]][place[1]]
+        if not all(_numbers(role, tensor) for role, tensor in roles.items()):
+            raise UnsupportedLoraFormat(
+                f"{label}: {where} holds values that are not finite numbers."
+            )
+        try:
+            updates[place] = build(
+                where, roles, module, lambda rank, place=place: alphas.scale(*place, rank)
+            )
+        except ShapeError as error:
+            raise BaseModelMismatch(
+                _mismatch(label, made_for, unet) + f" At {where} {error}."
+            ) from None
+        except IncompleteError as error:
+            if not allow_partial:
+                raise UnsupportedLoraFormat(
+                    f"{label} is incomplete: {where} has {error}. {_PARTIAL}"
+                ) from None
+            dropped += keys.values()
+    if not updates and not found.vectors:
+        raise UnsupportedLoraFormat(f"{label}: nothing of the file can be used.")
+    landed = [{role: tensors[key] for role, key in parts[place].items()} for place in updates]
+    alphas.check(
+        (family(roles) for roles in landed),
+        any("magnitude" in roles or "dora_scale" in roles for roles in landed),
+    )
+    return Matched(updates, found.vectors, tuple(dropped))
+
+
+def _numbers(role: Role, tensor: Tensor) -> bool:
+    whole = role == "alpha"  # some trainers write it as an integer
+    return (whole or tensor.is_floating_point()) and bool(torch.isfinite(tensor).all())
 
 
 def _may_fit(guess: BaseGuess, index: ModuleIndex, unet: nn.Module) -> bool:
@@ -54,41 +141,55 @@ def _may_fit(guess: BaseGuess, index: ModuleIndex, unet: nn.Module) -> bool:
     return not guess.foreign and all(a == b for a, b in pairs if a and b)
 
 
-def _split_all(label: str, tensors: Mapping[str, Tensor]) -> dict[str, TensorName]:
-    """Every name taken apart, or an error that says what the strange ones look like."""
-    named = {key: parts for key in tensors if (parts := split_name(key))}
+def _check_embeddings(
+    label: str, found: Found, width: int, made_for: str, unet: nn.Module, allow_partial: bool
+) -> None:
+    for token, vectors in found.vectors.items():
+        if vectors.shape[1] != width:
+            raise BaseModelMismatch(
+                _mismatch(label, made_for, unet) + f" The embedding of {token} has width "
+                f"{vectors.shape[1]}, the text encoder {width}."
+            )
+    if found.layered and not allow_partial:
+        raise UnsupportedLoraFormat(
+            f"{label} has an embedding for each layer of the UNet ({', '.join(found.layered)}), as "
+            f"ED-LoRA trains them; a token with one embedding is supported. {_PARTIAL}"
+        )
+
+
+def _split_all(
+    label: str, tensors: Mapping[str, Tensor], index: ModuleIndex, allow_partial: bool
+) -> tuple[dict[str, TensorName], list[str]]:
+    """Every name taken apart, and the strange ones, which are an error unless allowed."""
+    named = numbered_names(label, tensors, index)
+    named |= {key: name for key in tensors if key not in named and (name := split_name(key))}
     strange = [key for key in tensors if key not in named]
-    if not strange and named:
-        return named
+    if not strange or (named and allow_partial):
+        return named, strange
     kinds = sorted({kind for key in strange if (kind := kind_of(key))})
     few = ", ".join(strange[:3])
     if kinds:
         raise UnsupportedLoraFormat(
-            f"{label} is not a plain LoRA: {len(strange)} of its {len(tensors)} tensors look like "
-            f"{' and '.join(kinds)}, which is not supported yet ({few}, ...). Convert it to a "
-            "plain LoRA or use another file."
+            f"{label} is of a kind that is not supported: {len(strange)} of its {len(tensors)} "
+            f"tensors look like {' and '.join(kinds)} ({few}, ...). Convert it to a LoRA with the "
+            "program that made it, or use another file."
         )
     if not named:
         raise UnsupportedLoraFormat(
             f"{label} is not a LoRA: none of its {len(tensors)} tensors has a LoRA name "
-            f"({few or 'it is empty'}). Give a LoRA file."
+            f"({few}). Give a LoRA file."
         )
     raise UnsupportedLoraFormat(
         f"{label} has {len(strange)} tensors besides its LoRA that nothing is known about: {few}. "
-        "Nothing was loaded, since a part of the file would be ignored."
+        f"{_PARTIAL}"
     )
 
 
 def _assign(
-    label: str,
-    tensors: Mapping[str, Tensor],
-    named: Mapping[str, TensorName],
-    index: ModuleIndex,
-    made_for: str,
-    unet: nn.Module,
-) -> dict[Place, dict[Role, Tensor]]:
-    """(component, module path) -> role -> tensor, for every tensor of the file."""
-    parts: dict[Place, dict[Role, Tensor]] = {}
+    label: str, named: Mapping[str, TensorName], index: ModuleIndex
+) -> tuple[dict[Place, dict[Role, str]], list[str]]:
+    """(component, module path) -> role -> key, and the keys that have no module."""
+    parts: dict[Place, dict[Role, str]] = {}
     missing: list[str] = []
     for key, parsed in named.items():
         place = index.find(parsed)
@@ -100,71 +201,8 @@ def _assign(
                 f"one is {key}. Does it hold two LoRAs? Give them as two files."
             )
         else:
-            parts[place][parsed.role] = tensors[key]
-    if missing and not parts:
-        raise BaseModelMismatch(
-            _mismatch(label, made_for, unet) + f" No module fits ({missing[0]})."
-        )
-    if missing:
-        raise UnsupportedLoraFormat(
-            f"{label}: {len(missing)} of {len(tensors)} tensors name modules that the loaded model "
-            f"does not have as linear or convolution layers: {', '.join(missing[:3])}. Nothing was "
-            "loaded, since a part of the file would be ignored."
-        )
-    return parts
-
-
-def _checked(
-    label: str,
-    place: Place,
-    roles: Mapping[Role, Tensor],
-    module: nn.Module,
-    made_for: str,
-    unet: nn.Module,
-) -> Update:
-    """The two halves in the module's own number of dimensions, after all checks of one module."""
-    where = f"{place[0]} {place[1]}"
-    if "down" not in roles or "up" not in roles:
-        raise UnsupportedLoraFormat(
-            f"{label} has {' and '.join(sorted(roles))} but not both halves of {where}: the file "
-            "is incomplete."
-        )
-    down, up = roles["down"], roles["up"]
-    if "alpha" in roles and roles["alpha"].numel() != 1:
-        raise UnsupportedLoraFormat(f"{label}: alpha of {where} is not a single number.")
-    if not all(t.is_floating_point() and bool(torch.isfinite(t).all()) for t in roles.values()):
-        raise UnsupportedLoraFormat(f"{label}: {where} holds values that are not finite numbers.")
-
-    if isinstance(module, nn.Conv2d):
-        kernel = tuple(module.kernel_size)
-        if module.groups != 1 or module.padding_mode != "zeros":
-            raise UnsupportedLoraFormat(f"{where} is a kind of convolution that is not supported.")
-        want = (module.in_channels, *kernel), (module.out_channels,)
-        if kernel == (1, 1) and down.dim() == 2:  # some trainers save 1x1 convolutions flat
-            down = down[:, :, None, None]
-        if up.dim() == 2:
-            up = up[:, :, None, None]
-        fits = up.dim() == 4 and up.shape[2:] == (1, 1)
-    else:
-        assert isinstance(module, nn.Linear)
-        want = (module.in_features,), (module.out_features,)
-        if down.dim() == 4 and up.dim() == 4 and down.shape[2:] == up.shape[2:] == (1, 1):
-            down, up = down[:, :, 0, 0], up[:, :, 0, 0]
-        fits = up.dim() == 2
-    if not (
-        fits
-        and down.shape[0] == up.shape[1] > 0
-        and tuple(down.shape[1:]) == want[0]
-        and tuple(up.shape[:1]) == want[1]
-    ):
-        raise BaseModelMismatch(
-            _mismatch(label, made_for, unet)
-            + f" At {where} the file has {tuple(roles['down'].shape)} and "
-            f"{tuple(roles['up'].shape)}, the model needs (rank, "
-            f"{', '.join(map(str, want[0]))}) and ({want[1][0]}, rank)."
-        )
-    alpha = float(roles["alpha"].item()) if "alpha" in roles else None
-    return down, up, alpha
+            parts[place][parsed.role] = key
+    return parts, missing
 
 
 def _mismatch(label: str, made_for: str, unet: nn.Module) -> str:

@@ -19,20 +19,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import LoraError
-from .adapter import Adapter, LowRank
+from .adapter import Adapter
+from .updates import Difference, LowRank, Update, compressed
 
 Rule = Literal["sum", "magnitude", "ties", "dare", "dare_ties"]
 RULES: tuple[Rule, ...] = get_args(Rule)
 
 
 @dataclass(frozen=True)
-class Dense:
-    """One module's update as the whole delta W, of the shape of the module's weight."""
+class Dense(Difference):
+    """One layer's update as the whole delta W, of the shape of the layer's weight."""
 
     matrix: Tensor
+    scale: float = 1.0
+
+    @property
+    def rank(self) -> int:
+        return min(self.matrix.flatten(1).shape)
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        return tuple(self.matrix.shape[1:])
 
     def delta(self, x: Tensor, module: nn.Module) -> Tensor:
-        """What this update adds to `module(x)`; see `LowRank.delta`."""
         if isinstance(module, nn.Conv2d):
             return F.conv2d(
                 x, self.matrix, None, module.stride, module.padding, module.dilation, module.groups
@@ -40,8 +49,11 @@ class Dense:
         return F.linear(x, self.matrix)
 
     def weight(self) -> Tensor:
-        """The whole delta W."""
         return self.matrix
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        flat = self.matrix.flatten(1)
+        return torch.eye(len(flat), dtype=flat.dtype, device=flat.device), flat
 
     def to(self, device: torch.device | str | None, dtype: torch.dtype | None) -> "Dense":
         return replace(self, matrix=self.matrix.to(device, dtype))
@@ -86,14 +98,25 @@ def merged_adapter(
     return Adapter(name, parts["unet"], parts["text_encoder"], digest)
 
 
-def _merged(own: Sequence[tuple], rule: Rule, density: float, rank: int | None, key: str):
-    if rule == "sum" and all(isinstance(update, LowRank) for update, _ in own):
-        joined = side_by_side(own)
-        return joined if rank is None or joined.rank <= rank else _factors(joined.weight(), rank)
-    first = own[0][0].weight()
-    deltas = torch.stack([weight * update.weight().float() for update, weight in own])
-    matrix = put_together(deltas, rule, density, key).to(first.dtype)
-    return Dense(matrix) if rank is None else _factors(matrix, rank)
+def _merged(
+    own: Sequence[tuple[Update, float]], rule: Rule, density: float, rank: int | None, key: str
+) -> Difference:
+    updates = []
+    for update, weight in own:
+        if not isinstance(update, Difference):
+            raise LoraError(
+                f"a DoRA changes {key.partition('/')[2]} by more than a difference, so it cannot "
+                "be merged ahead of a run; use the rule `sum` without a rank, which adds at run time"
+            )
+        updates.append((update, weight))
+    low = [(update, weight) for update, weight in updates if isinstance(update, LowRank)]
+    if rule == "sum" and len(low) == len(updates):
+        joined = side_by_side(low)
+        return joined if rank is None or joined.rank <= rank else compressed(joined, rank)
+    first = updates[0][0].weight()
+    deltas = torch.stack([weight * update.weight().float() for update, weight in updates])
+    dense = Dense(put_together(deltas, rule, density, key).to(first.dtype))
+    return dense if rank is None else compressed(dense, rank).to(None, first.dtype)
 
 
 def side_by_side(own: Sequence[tuple[LowRank, float]]) -> LowRank:
@@ -126,19 +149,7 @@ def largest(delta: Tensor, density: float) -> Tensor:
     return delta * kept.view(delta.shape)
 
 
-def _factors(matrix: Tensor, rank: int) -> LowRank:
-    """The nearest update of a rank, in the Frobenius norm."""
-    flat = matrix.flatten(1).float()
-    rank = min(rank, *flat.shape)
-    u, s, v = torch.linalg.svd(flat, full_matrices=False)
-    root = s[:rank].sqrt()
-    up, down = u[:, :rank] * root, root[:, None] * v[:rank]
-    if matrix.ndim == 4:
-        up, down = up[..., None, None], down.unflatten(1, matrix.shape[1:])
-    return LowRank(down.to(matrix.dtype).contiguous(), up.to(matrix.dtype).contiguous(), 1.0)
-
-
-def relative_error(found: Mapping[str, LowRank], wanted: Mapping[str, Dense | LowRank]) -> float:
+def relative_error(found: Mapping[str, Difference], wanted: Mapping[str, Difference]) -> float:
     """Frobenius norm of the difference over that of what was wanted, all layers together."""
     difference = sum(
         float((found[p].weight().float() - u.weight().float()).square().sum())

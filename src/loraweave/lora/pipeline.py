@@ -1,5 +1,6 @@
 """The adapters of a scene: from files, or from those already loaded in the pipeline."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -9,12 +10,18 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ..errors import LoraError
+from ..prompt import full_prompt
 from ..scene import Scene
 from .adapter import Adapter, adapter_from_peft, load_adapter
 
 
 @contextmanager
-def gather_adapters(pipe: StableDiffusionPipeline, scene: Scene) -> Iterator[dict[str, Adapter]]:
+def gather_adapters(
+    pipe: StableDiffusionPipeline,
+    scene: Scene,
+    allow_pickle: bool = False,
+    allow_partial: bool = False,
+) -> Iterator[dict[str, Adapter]]:
     """Every LoRA that the scene names, by name.
 
     LoRAs that the scene gives come from their files; other names must be adapters of the
@@ -22,9 +29,15 @@ def gather_adapters(pipe: StableDiffusionPipeline, scene: Scene) -> Iterator[dic
     because they act through the passes that name them, and come back on exit; all other active
     adapters go on acting.
 
+    Args:
+        pipe: the base model, with adapters of its own or without.
+        scene: names the LoRAs.
+        allow_pickle, allow_partial: see `load_adapter`.
+
     Raises:
-        LoraError: a name that is nowhere, a LoRA that the prompt does not use, a bad file, or an
-            adapter that is fused into the weights.
+        LoraError: a name that is nowhere, a LoRA that the prompt does not use, a bad file, an
+            embedding whose token the prompt does not have, or an adapter that is fused into the
+            weights.
     """
     loaded = {name for names in pipe.get_list_adapters().values() for name in names}
     scene.check_loras(loaded)
@@ -34,8 +47,10 @@ def gather_adapters(pipe: StableDiffusionPipeline, scene: Scene) -> Iterator[dic
         lora = scene.loras.get(name)
         if lora is not None and lora.path is not None:
             adapters[name] = load_adapter(
-                name, lora.path, unet=pipe.unet, text_encoder=pipe.text_encoder
-            )
+                name, lora.path, unet=pipe.unet, text_encoder=pipe.text_encoder,
+                allow_pickle=allow_pickle, allow_partial=allow_partial,
+            )  # fmt: skip
+            _check_tokens(adapters[name], scene)
         else:
             adapters[name] = adapter_from_peft(name, pipe.unet, pipe.text_encoder)
     own = [name for name in used if name in loaded]
@@ -46,6 +61,19 @@ def gather_adapters(pipe: StableDiffusionPipeline, scene: Scene) -> Iterator[dic
         )
     with _without(pipe, own):
         yield adapters
+
+
+def _check_tokens(adapter: Adapter, scene: Scene) -> None:
+    """A textual inversion alone acts only through its token, which must be in the prompt."""
+    if adapter.unet or adapter.text_encoder or not adapter.embeddings:
+        return
+    text = full_prompt(scene.parsed).text.lower()
+    if not any(token.lower() in text for token in adapter.embeddings):
+        tokens = " ".join(re.sub(r"([<>()|\[\]])", r"\\\1", token) for token in adapter.embeddings)
+        raise LoraError(
+            f"{adapter.name!r} is a textual inversion and acts through its token, which is not in "
+            f"the prompt; write [{tokens} noun]({adapter.name})"
+        )
 
 
 def _fused(pipe: StableDiffusionPipeline) -> set[str]:

@@ -74,11 +74,11 @@ def save_lora(
         "ss_network_module": "networks.lora",
         **(metadata or {}),
     }
-    write_atomically(path, _with_metadata(save(half), texts))
+    write_atomically(path, with_metadata(save(half), texts))
     return path
 
 
-def _with_metadata(data: bytes, texts: Mapping[str, str]) -> bytes:
+def with_metadata(data: bytes, texts: Mapping[str, str]) -> bytes:
     """Put texts into the header of serialised tensors, in a fixed order.
 
     The library writes them in the order of a hash map that differs from process to process, so
