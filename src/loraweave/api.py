@@ -19,6 +19,7 @@ from .errors import MethodError, SceneError
 from .layout.regions import as_mask
 from .loading import base_identity, with_folder_loras, with_shipped_loras
 from .lora.adapter import Adapter
+from .lora.blocks import with_blocks
 from .lora.pipeline import gather_adapters
 from .lora.trigger import fill_triggers
 from .methods import Method, MethodSettings, get_method
@@ -160,6 +161,11 @@ def compose(
         stack.enter_context(backbone.tokens(joint_embeddings(adapters, backbone.tokenizer)))
         scene, notes = fill_triggers(scene, {n: a.metadata for n, a in adapters.items()})
         notes += _unused_weights(scene, adapters)
+        adapters = {
+            name: with_blocks(adapter, blocks)
+            if (blocks := scene.loras.get(name, LoraRef()).blocks) else adapter
+            for name, adapter in adapters.items()
+        }  # fmt: skip
         every = {**adapters, **method.extra_adapters(scene, adapters)}
         composed = stack.enter_context(composition(scene, backbone, every, masks_at_hand))
         executor = stack.enter_context(executing(composed, pass_batch))

@@ -29,6 +29,7 @@ __all__ = [
     "StyleWords",
     "full_prompt",
     "parse_prompt",
+    "pass_prompt",
     "pass_prompts",
     "with_trigger",
 ]
@@ -62,12 +63,12 @@ class PassPrompt:
 
 def pass_prompts(parsed: ParsedPrompt) -> list[PassPrompt]:
     """The N + 1 texts of the passes: without any trigger, then with that of concept k alone."""
-    return [_render(parsed, ())] + [_render(parsed, {c.name}) for c in parsed.concepts]
+    return [pass_prompt(parsed, ())] + [pass_prompt(parsed, {c.name}) for c in parsed.concepts]
 
 
 def full_prompt(parsed: ParsedPrompt) -> PassPrompt:
     """The text with all triggers, for methods that have a single conditioning."""
-    return _render(parsed, {c.name for c in parsed.concepts})
+    return pass_prompt(parsed, {c.name for c in parsed.concepts})
 
 
 def with_trigger(parsed: ParsedPrompt, name: str, trigger: str) -> str:
@@ -79,7 +80,8 @@ def with_trigger(parsed: ParsedPrompt, name: str, trigger: str) -> str:
     return f"{parsed.source[:at]}{escaped}|{parsed.source[at:]}"
 
 
-def _render(parsed: ParsedPrompt, triggered: Collection[str]) -> PassPrompt:
+def pass_prompt(parsed: ParsedPrompt, triggered: Collection[str]) -> PassPrompt:
+    """The text with the triggers of some LoRAs and the plain nouns of the others."""
     text, nouns, triggers = "", {}, {}
     emphasis: list[tuple[Span, float]] = []
     for content, weight in parsed.pieces:

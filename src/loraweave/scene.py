@@ -5,32 +5,26 @@ JSON file (`Scene.from_file`), checks itself when it is made, and goes back to J
 Whatever is wrong with it is a `SceneError`, pydantic's own complaints included.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    GetJsonSchemaHandler,
-    ModelWrapValidatorHandler,
-    Tag,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from loraweave.data_file import MAX_FILE_BYTES, read_data
 from loraweave.errors import LoraError, PromptSyntaxError, RegionError, SceneError
-from loraweave.messages import close_match, readable
+from loraweave.lora_ref import (
+    BACKGROUND,
+    EVERYWHERE,
+    BlockWeights,
+    ComponentWeights,
+    Data,
+    LoraRef,
+    Number,
+)
+from loraweave.messages import close_match
 from loraweave.prompt import (
-    WEIGHT_LIMIT,
     ConceptWords,
     ParsedPrompt,
     PassPrompt,
@@ -40,8 +34,9 @@ from loraweave.prompt import (
 )
 
 __all__ = [
-    "MAX_FILE_BYTES", "MINIATURE", "SHIPPED", "ComponentWeights", "Concept", "LoraRef", "Region",
-    "Scene", "Style", "scene_from_dict", "scene_schema",
+    "BACKGROUND", "EVERYWHERE", "MAX_FILE_BYTES", "MINIATURE", "SHIPPED", "BlockWeights",
+    "ComponentWeights", "Concept", "LoraRef", "Region", "Scene", "Style", "scene_from_dict",
+    "scene_schema",
 ]  # fmt: skip
 
 MINIATURE = "miniature"  # the base model that ships with the package
@@ -49,11 +44,8 @@ SHIPPED = f"{MINIATURE}:"  # before the name of a LoRA that ships
 MAX_CONCEPTS = 8
 NOTHING = PassPrompt("", {}, {})  # the text of an empty negative prompt
 
-# Strict: a YAML `yes` or a quoted "7" is a slip, not a number.
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Integer = Annotated[int, Field(strict=True)]
 Pixels = Annotated[Integer, Field(gt=0, le=8192, multiple_of=8)]
-Weight = Annotated[Number, Field(ge=-WEIGHT_LIMIT, le=WEIGHT_LIMIT)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,91 +65,19 @@ class Concept:
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """One global LoRA; weights as in `Concept`."""
+    """A LoRA that is no concept of its own; weights as in `Concept`.
+
+    `on` is where it acts: `everywhere`, `background` or the name of a concept. Its words in the
+    prompt, if it has any, belong there, too.
+    """
 
     name: str
     weight: float
     text_encoder_weight: float
+    on: str = EVERYWHERE
 
 
-class _Data(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    error: ClassVar[type[SceneError]] = SceneError
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _own_error(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        try:
-            return handler(data)
-        except ValidationError as error:
-            raise cls.error(readable(error, list(cls.model_fields), _TAGS)) from None
-
-
-class ComponentWeights(_Data):
-    """A LoRA's weights by part of the model, each in [-4, 4]; a part left out has 1."""
-
-    unet: Weight = 1.0
-    text_encoder: Weight = 1.0
-
-
-def _tag(value: Any) -> str:
-    return "components" if isinstance(value, Mapping | ComponentWeights) else "number"
-
-
-_TAGS = frozenset({"components", "number"})
-OwnWeight = Annotated[
-    Annotated[Weight, Tag("number")] | Annotated[ComponentWeights, Tag("components")],
-    Discriminator(_tag),
-]
-
-
-class LoraRef(_Data):
-    """Where a LoRA is and how strongly it is used; a plain string is a path.
-
-    Without a path the LoRA must already be loaded in the pipeline under its name.
-    `weight` multiplies the weight in the prompt: a number in [-4, 4] for all of the LoRA, or
-    `{unet: 0.8, text_encoder: 0.5}`, as for `set_adapters` in diffusers.
-    """
-
-    path: Path | None = None
-    weight: OwnWeight = 1.0
-
-    @property
-    def unet_weight(self) -> float:
-        """The weight of the U-Net's part."""
-        return self.weight.unet if isinstance(self.weight, ComponentWeights) else self.weight
-
-    @property
-    def text_encoder_weight(self) -> float:
-        """The weight of the text encoder's part."""
-        own = self.weight
-        return own.text_encoder if isinstance(own, ComponentWeights) else own
-
-    @field_validator("weight", mode="before")
-    @classmethod
-    def _by_component(cls, value: Any) -> Any:
-        try:
-            return ComponentWeights(**value) if isinstance(value, Mapping) else value
-        except (SceneError, TypeError) as error:  # TypeError: a key that is no text
-            raise SceneError(f"weight: {error}") from None
-
-    @classmethod
-    def __get_pydantic_json_schema__(
-        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        plain = {"type": "string", "minLength": 1, "description": "The path alone."}
-        return {"anyOf": [plain, handler(core_schema)]}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _plain_path(cls, data: Any) -> Any:
-        data = {"path": data} if isinstance(data, str | Path) else data
-        if isinstance(data, Mapping) and data.get("path") == "":
-            raise SceneError("the path is empty; give the LoRA's file, or null if it is loaded")
-        return data
-
-
-class Region(_Data):
+class Region(Data):
     """Where a concept may be, given by the user: a box or an image, exactly one of them.
 
     `box` is (x0, y0, x1, y1) in fractions of the picture from its top left corner, with
@@ -186,7 +106,7 @@ class Region(_Data):
         return self
 
 
-class Scene(_Data):
+class Scene(Data):
     """A prompt with its concepts and everything else that the picture depends on.
 
     `width` and `height` are pixels, multiples of 8; None leaves them to the base model.
@@ -202,14 +122,14 @@ class Scene(_Data):
 
     prompt: str
     negative_prompt: str = ""
-    negative_prompts: dict[str, str] = {}
+    negative_prompts: dict[str, str] = Field(default_factory=dict)
     width: Pixels | None = None
     height: Pixels | None = None
     seed: Integer = Field(default=0, ge=0, lt=2**63)
     num_inference_steps: Integer = Field(default=50, ge=1, le=1000)
     guidance_scale: Number = Field(default=7.5, ge=0)
-    loras: dict[str, LoraRef] = {}
-    regions: dict[str, Region] = {}
+    loras: dict[str, LoraRef] = Field(default_factory=dict)
+    regions: dict[str, Region] = Field(default_factory=dict)
 
     @field_validator("loras", "regions", mode="before")
     @classmethod
@@ -227,7 +147,8 @@ class Scene(_Data):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        names = [concept.name for concept in self.parsed.concepts]
+        names = [words.name for words in self._own_words]
+        self._check_places(names)
         if len(names) > MAX_CONCEPTS:
             raise SceneError(f"{len(names)} concepts in one prompt; at most {MAX_CONCEPTS} work")
         for kind, given in (("region", self.regions), ("negative prompt", self.negative_prompts)):
@@ -241,6 +162,16 @@ class Scene(_Data):
         for name, text in self.negative_prompts.items():
             _plain_prompt(text, f"in the negative prompt of {name!r}")
         return self
+
+    def _check_places(self, names: list[str]) -> None:
+        """`on` names a concept, the background or everything."""
+        places = [*names, BACKGROUND, EVERYWHERE]
+        for name, lora in self.loras.items():
+            if lora.on is not None and lora.on not in places:
+                raise SceneError(
+                    f"loras.{name}.on is {lora.on!r}{close_match(lora.on, places)}; it may be "
+                    f"{', '.join(places)}"
+                )
 
     @property
     def parsed(self) -> ParsedPrompt:
@@ -264,16 +195,40 @@ class Scene(_Data):
         return _plain_prompt(", ".join(parts), "in the negative prompt")
 
     @property
+    def _own_words(self) -> list[ConceptWords]:
+        """The words of LoRAs that are concepts, not something on one."""
+        return [words for words in self.parsed.concepts if self._place(words.name) is None]
+
+    def _place(self, name: str) -> str | None:
+        return self.loras[name].on if name in self.loras else None
+
+    @property
     def concepts(self) -> tuple[Concept, ...]:
         """The concepts in the order of the prompt."""
-        return tuple(
-            Concept(c.name, c.trigger, c.noun, *self._weights(c)) for c in self.parsed.concepts
-        )
+        return tuple(Concept(c.name, c.trigger, c.noun, *self._weights(c)) for c in self._own_words)
 
     @property
     def styles(self) -> tuple[Style, ...]:
-        """The global LoRAs in the order of the prompt."""
-        return tuple(Style(s.name, *self._weights(s)) for s in self.parsed.styles)
+        """All other LoRAs: those with words in the order of the prompt, then `<lora:...>`."""
+        attached = [words for words in self.parsed.concepts if self._place(words.name)]
+        return tuple(
+            Style(words.name, *self._weights(words), self._place(words.name) or EVERYWHERE)
+            for words in (*attached, *self.parsed.styles)
+        )
+
+    def acting(self, concepts: Collection[str], background: bool) -> list[Style]:
+        """The LoRAs beside the concepts' own that act in a pass with these concepts.
+
+        Args:
+            concepts: names; none for the base model's pass.
+            background: whether the pass draws what belongs to no concept.
+        """
+        places = {EVERYWHERE, *concepts, *([BACKGROUND] if background else [])}
+        return [style for style in self.styles if style.on in places]
+
+    def triggered(self, concepts: Collection[str], background: bool) -> set[str]:
+        """The LoRAs whose triggers are in the text of a pass with these concepts."""
+        return {*concepts, *(style.name for style in self.acting(concepts, background))}
 
     def _weights(self, words: ConceptWords | StyleWords) -> tuple[float, float]:
         """The weights of the U-Net's and of the text encoder's part."""
@@ -371,7 +326,7 @@ def _plain_prompt(source: str, where: str) -> PassPrompt:
     return full_prompt(parsed)
 
 
-def _below(folder: Path, model: BaseModel, field: str) -> BaseModel:
+def _below(folder: Path, model: Data, field: str) -> Data:
     path = getattr(model, field)
     if path is None or str(path).startswith(SHIPPED):
         return model

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..backbone.sd1 import StableDiffusion1
 from ..lora.adapter import Adapter
-from ..prompt import PassPrompt, full_prompt, pass_prompts
+from ..prompt import PassPrompt, full_prompt, pass_prompt
 from ..scene import Concept, Region, Scene
 from .hooks import AdapterHooks, Weighted, adapter_hooks
 
@@ -74,57 +74,73 @@ class Composition:
         self.unet_hooks, self._text_hooks = unet_hooks, text_hooks
         self.width, self.height = backbone.size(scene.width, scene.height)
         self.regions: dict[str, Region | Tensor] = {**scene.regions, **(masks or {})}
-        self.schedules: dict[str, Callable[[float], float]] = {}
+        self.schedules: dict[str, Callable[[float], float]] = {
+            name: lora.strength for name, lora in scene.loras.items() if lora.scheduled
+        }
         self._chunks = self._longest()
 
     def passes(self) -> list[Pass]:
-        """Pass 0 without concepts, then one pass for each concept: P = N + 1."""
-        prompts = pass_prompts(self.scene.parsed)
-        owners = [(), *((concept,) for concept in self.concepts)]
-        return [self.make_pass(prompt, own) for prompt, own in zip(prompts, owners)]
+        """Pass 0 without concepts, then one pass for each concept: P = N + 1.
+
+        What is on a concept acts in its pass, what is on the background in pass 0.
+        """
+        return [self.make_pass((), background=True)] + [self.make_pass([c]) for c in self.concepts]
 
     def merged_pass(self) -> Pass:
         """One pass with all triggers, all LoRAs and all negative prompts."""
-        return self.make_pass(full_prompt(self.scene.parsed), self.concepts)
+        return self.make_pass(self.concepts, background=True)
 
     @torch.no_grad()
     def make_pass(
-        self, prompt: PassPrompt, own: Sequence[Concept],
+        self, own: Sequence[Concept], *, background: bool = False, prompt: PassPrompt | None = None,
         readers: Sequence[Concept] | None = None, instead: Adapter | None = None,
     ) -> Pass:  # fmt: skip
-        """A text with what acts on it; the styles act in every pass.
+        """A text with what acts on it.
 
         Args:
-            prompt: the text with its words.
-            own: concepts whose LoRAs act on the denoiser, and whose negative prompts count.
+            own: concepts whose LoRAs act on the denoiser, and whose negative prompts count; with
+                them act the LoRAs that are on them, and those that act everywhere.
+            background: the LoRAs on the background act, too.
+            prompt: the text; if not given, that with the triggers of what acts.
             readers: concepts whose LoRAs act on the text encoder; the same if not given.
             instead: an adapter that stands for all concepts, with its own weights.
         """
-        of_text = own if readers is None else readers
-        styles = self.scene.styles
+        scene, names = self.scene, [concept.name for concept in own]
+        if prompt is None:
+            prompt = pass_prompt(scene.parsed, scene.triggered(names, background))
+        others = scene.acting(names, background)
         on_unet = [(self.adapters[one.name], one.weight) for one in own]
+        of_text = own if readers is None else readers
         on_text = [(self.adapters[one.name], one.text_encoder_weight) for one in of_text]
         if instead is not None:
             on_unet = on_text = [(instead, 1.0)]
-        on_unet = (*on_unet, *((self.adapters[s.name], s.weight) for s in styles))
-        on_text = (*on_text, *((self.adapters[s.name], s.text_encoder_weight) for s in styles))
-        negative = self.scene.negative(*(concept.name for concept in own))
+        on_unet = (*on_unet, *((self.adapters[s.name], s.weight) for s in others))
+        on_text = (*on_text, *((self.adapters[s.name], s.text_encoder_weight) for s in others))
         # As in diffusers, a LoRA of the text encoder acts on the negative prompt too.
         with self._text_hooks.rows([on_text] * 2):
-            states = self.backbone.encode([negative, prompt], self._chunks)
-        at = self.backbone.token_positions
-        words = Words(
-            {n: at(prompt.text, span) for n, span in prompt.nouns.items()},
-            {n: at(prompt.text, span) for n, span in prompt.triggers.items()},
+            states = self.backbone.encode([scene.negative(*names), prompt], self._chunks)
+        return Pass(prompt.text, on_unet, self._words(prompt), states)
+
+    def _words(self, prompt: PassPrompt) -> Words:
+        """Positions of the concepts' words; those of what is on a concept count as its trigger."""
+        nouns, triggers = (
+            {n: self.backbone.token_positions(prompt.text, span) for n, span in spans.items()}
+            for spans in (prompt.nouns, prompt.triggers)
         )
-        return Pass(prompt.text, on_unet, words, states)
+        for style in self.scene.styles:
+            words = triggers.pop(style.name, []) + nouns.pop(style.name, [])
+            if words and style.on in nouns:
+                triggers[style.on] = triggers.get(style.on, []) + words
+        return Words(nouns, triggers)
 
     def _longest(self) -> int:
         """Chunks of the longest text, so that the states of all passes have the same length."""
         parsed, scene = self.scene.parsed, self.scene
-        prompts = [*pass_prompts(parsed), full_prompt(parsed)]
-        negatives = [scene.negative(c.name) for c in self.concepts]
-        negatives.append(scene.negative(*(c.name for c in self.concepts)))
+        names = [concept.name for concept in self.concepts]
+        sets = [scene.triggered((), True), *(scene.triggered([n], False) for n in names)]
+        prompts = [full_prompt(parsed), *(pass_prompt(parsed, some) for some in sets)]
+        negatives = [scene.negative(name) for name in names]
+        negatives.append(scene.negative(*names))
         return max(self.backbone.chunks(prompt.text) for prompt in prompts + negatives)
 
 

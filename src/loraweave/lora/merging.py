@@ -106,7 +106,7 @@ def _merged(
         if not isinstance(update, Difference):
             raise LoraError(
                 f"a DoRA changes {key.partition('/')[2]} by more than a difference, so it cannot "
-                "be merged ahead of a run; use the rule `sum` without a rank, which adds at run time"
+                "be merged ahead of a run; the rule `sum` without a rank adds at run time"
             )
         updates.append((update, weight))
     low = [(update, weight) for update, weight in updates if isinstance(update, LowRank)]

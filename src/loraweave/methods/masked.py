@@ -83,5 +83,5 @@ def owners(composition: Composition, text: Literal["shared", "own"]) -> list[Pas
     if text == "own":
         return composition.passes()
     prompt = full_prompt(composition.scene.parsed)
-    every = [(), *((concept,) for concept in composition.concepts)]
-    return [composition.make_pass(prompt, own) for own in every]
+    base = composition.make_pass((), background=True, prompt=prompt)
+    return [base, *(composition.make_pass([c], prompt=prompt) for c in composition.concepts)]

@@ -18,7 +18,6 @@ from ..denoise.loop import Stage, StepScheduler, guided
 from ..layout.masks import strengths
 from ..lora.adapter import Adapter
 from ..lora.merging import Rule, merged_adapter
-from ..prompt import full_prompt
 from ..scene import Scene
 from .base import Method, MethodSettings
 
@@ -74,8 +73,9 @@ class MergeStage(Stage):
     def __init__(self, composition: Composition, executor: Executor, scheduler: StepScheduler):
         super().__init__(scheduler)
         if MERGED in composition.adapters:
-            prompt, one = full_prompt(composition.scene.parsed), composition.adapters[MERGED]
-            self.passes = [composition.make_pass(prompt, composition.concepts, instead=one)]
+            one = composition.adapters[MERGED]
+            own = composition.concepts
+            self.passes = [composition.make_pass(own, background=True, instead=one)]
         else:
             self.passes = [composition.merged_pass()]
         self.guidance = composition.scene.guidance_scale

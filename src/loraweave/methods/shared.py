@@ -10,7 +10,7 @@ from torch import Tensor
 from ..denoise.composition import Composition, Pass
 from ..denoise.executor import Evaluation
 from ..layout.masks import strengths
-from ..prompt import full_prompt, pass_prompts
+from ..prompt import full_prompt
 
 TextBy = Literal["own", "first", "sum"]
 """Whose text encoder reads a pass's prompt: its LoRA's, the first LoRA's, or that of all."""
@@ -22,10 +22,11 @@ def passes_of_each(
     """One pass for each LoRA alone, with all triggers in its text or with its own only."""
     own = composition.concepts
     readers = {"own": None, "first": own[:1], "sum": own}[text]
-    parsed = composition.scene.parsed
-    shared = [full_prompt(parsed)] * len(own)
-    texts = shared if prompts == "shared" else pass_prompts(parsed)[1:]
-    return [composition.make_pass(one, [concept], readers) for one, concept in zip(texts, own)]
+    shared = full_prompt(composition.scene.parsed) if prompts == "shared" else None
+    return [
+        composition.make_pass([one], background=True, prompt=shared, readers=readers)
+        for one in own
+    ]  # fmt: skip
 
 
 def own_strengths(
