@@ -146,7 +146,10 @@ def test_replace_checks_again():
         ({"loras": {"ink": {"weight": {"te": 1}}}}, "weight: unknown key 'te'; known: unet, text"),
         ({"loras": {"ink": {"weight": {1: 1}}}}, "weight: .*strings"),
         ({"negative_prompts": {"blackcat": 3}}, "negative_prompts.blackcat: .*string"),
-        ({"loras": {"ink": {"scale": 1}}}, "loras.ink: unknown key 'scale'.*; known: path, weight, on"),
+        (
+            {"loras": {"ink": {"scale": 1}}},
+            "loras.ink: unknown key 'scale'.*; known: path, weight, on",
+        ),
         ({"regions": {"blackcat": {}}}, "regions.blackcat: .*neither"),
         ({"regions": {"blackcat": {"box": [0, 0, 1]}}}, "regions.blackcat: box.3 is missing"),
         ({"regions": {"blackcta": {"box": [0, 0, 1, 1]}}}, "did you mean 'blackcat'"),
