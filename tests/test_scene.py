@@ -148,7 +148,7 @@ def test_replace_checks_again():
         ({"negative_prompts": {"blackcat": 3}}, "negative_prompts.blackcat: .*string"),
         (
             {"loras": {"ink": {"scale": 1}}},
-            "loras.ink: unknown key 'scale'.*; known: path, weight, on",
+            "loras.ink: unknown key 'scale'.*; known: path",
         ),
         ({"regions": {"blackcat": {}}}, "regions.blackcat: .*neither"),
         ({"regions": {"blackcat": {"box": [0, 0, 1]}}}, "regions.blackcat: box.3 is missing"),

@@ -64,6 +64,75 @@ def convert(
     typer.echo(line)
 
 
+def merge(
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE[:WEIGHT]...", help="LoRA files or folders.")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="A .safetensors file; a new folder for peft.")
+    ],
+    rule: Annotated[
+        str, typer.Option(help="sum, magnitude, ties, dare or dare_ties, on whole deltas.")
+    ] = "sum",
+    density: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of entries that pruning rules keep.")
+    ] = 0.5,
+    rank: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of the result.", show_default="the sum of the files' ranks"),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of what dare drops.")] = 0,
+    to: Annotated[Formats, typer.Option("--to", help="Whose names and layout to write.")] = "kohya",
+    base: options.LoraBase = None,
+    allow_pickle: options.AllowPickle = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Write several LoRAs as one ordinary LoRA file."""
+    from ..lora.adapter import adapter_from_file
+    from ..lora.convert import convert_lora
+    from ..lora.file import read_lora
+    from ..lora.merging import RULES, merged_adapter
+
+    if rule not in RULES:
+        raise LoraError(f"no merging rule {rule!r}; there are: {', '.join(RULES)}")
+    weighted, models = [], None
+    for text in files:
+        ref = options.read_ref(text)
+        assert ref.path is not None
+        path, read = ref.path, read_lora(ref.path, allow_pickle)
+        models = models or models_for(read, base)
+        if models is None:
+            raise LoraError(f"{path.name} fits no base model that is known by its shapes; give the "
+                            "one that it is for with --base FOLDER")  # fmt: skip
+        adapter = adapter_from_file(
+            path.stem, read, unet=models.unet, text_encoder=models.text_encoder
+        )
+        weighted.append((adapter, ref.unet_weight, ref.text_encoder_weight))
+    most = sum(_highest_rank(adapter) for adapter, *_ in weighted)
+    chosen = rank or (None if rule == "sum" else most)
+    losses: list[tuple[float, float]] = []
+    merged = merged_adapter(
+        out.stem, weighted, rule, density=density, rank=chosen, seed=seed, losses=losses
+    )
+    report = convert_lora(merged, out, to, rank=chosen)
+    whole, lost = (sum(column) for column in zip(*losses)) if losses else (0.0, 0.0)
+    error = (lost / whole) ** 0.5 if whole else 0.0
+    if as_json:
+        data = {"path": str(report.path), "format": to, "rule": rule, "modules": report.modules,
+                "ranks": report.ranks, "relative_error": error}  # fmt: skip
+        typer.echo(json.dumps(data, indent=2))
+        return
+    line = f"{report.path}  {to}, {rule} of {len(files)} files, {report.modules} modules"
+    if error:
+        line += f", relative error of the lower rank {error:.2g}"
+    typer.echo(line)
+
+
+def _highest_rank(adapter: Any) -> int:
+    updates = [*adapter.unet.values(), *adapter.text_encoder.values()]
+    return max((update.rank for update in updates), default=1)
+
+
 def models_for(file: Any, base: str | None) -> Any:
     """The modules that a LoRA file is fitted to: of the base named, or of the one it seems to fit.
 

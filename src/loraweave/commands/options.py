@@ -118,19 +118,30 @@ def read_loras(texts: Sequence[str] | None) -> dict[str, LoraRef]:
             raise LoraError(f"--lora {text!r} is not of the form name=path or name=path:weight")
         if name in loras:
             raise LoraError(f"--lora gives {name!r} twice; leave one out")
-        path, colon, tail = rest.rpartition(":")
-        if colon and path and _NUMBER.fullmatch(tail):
-            shorter, colon, unet = path.rpartition(":")
-            if colon and shorter and _NUMBER.fullmatch(unet):
-                weights = ComponentWeights(unet=float(unet), text_encoder=float(tail))
-                loras[name] = LoraRef(path=Path(shorter), weight=weights)
-            else:
-                loras[name] = LoraRef(path=Path(path), weight=float(tail))
-        elif Path(path).suffix and not re.search(r"[\\/.]", tail):
-            raise LoraError(f"--lora {text!r}: the weight {tail!r} is not a number")
-        else:
-            loras[name] = LoraRef(path=Path(rest))
+        try:
+            loras[name] = read_ref(rest)
+        except LoraError as error:
+            raise LoraError(f"--lora {text!r}: {error}") from None
     return loras
+
+
+def read_ref(text: str) -> LoraRef:
+    r"""A LoRA from `path`, `path:weight` or `path:unet:te`, where the path may be `C:\x.safetensors`.
+
+    Raises:
+        LoraError: the weight is no number.
+        SceneError: it is out of range.
+    """
+    path, colon, tail = text.rpartition(":")
+    if colon and path and _NUMBER.fullmatch(tail):
+        shorter, colon, unet = path.rpartition(":")
+        if colon and shorter and _NUMBER.fullmatch(unet):
+            weights = ComponentWeights(unet=float(unet), text_encoder=float(tail))
+            return LoraRef(path=Path(shorter), weight=weights)
+        return LoraRef(path=Path(path), weight=float(tail))
+    if Path(path).suffix and not re.search(r"[\\/.]", tail):
+        raise LoraError(f"the weight {tail!r} is not a number")
+    return LoraRef(path=Path(text))
 
 
 def read_settings(texts: Sequence[str] | None) -> dict[str, Any]:

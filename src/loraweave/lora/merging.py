@@ -9,7 +9,7 @@ the largest entries, then the mean of those that agree with the sign of their su
 2024), each entry kept with probability `density` and divided by it, then sum; `dare_ties`, both.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Literal, get_args
@@ -62,6 +62,7 @@ class Dense(Difference):
 def merged_adapter(
     name: str, adapters: Sequence[tuple[Adapter, float, float]], rule: Rule = "sum", *,
     density: float = 0.5, rank: int | None = None, seed: int = 0,
+    losses: list[tuple[float, float]] | None = None,
 ) -> Adapter:  # fmt: skip
     """One adapter that acts as several do together.
 
@@ -73,6 +74,8 @@ def merged_adapter(
         rank: the nearest updates of this rank (SVD); whole deltas if None, except that a plain sum
             keeps its factors side by side, exactly.
         seed: of what `dare` drops.
+        losses: gets, for every layer that was reduced to the rank, the squared norms of its delta
+            and of what was lost.
 
     Raises:
         LoraError: no adapter, no such rule, a density or rank out of range.
@@ -92,15 +95,16 @@ def merged_adapter(
             own = [(found, row[which]) for row in adapters
                    if (found := getattr(row[0], component).get(path)) is not None]  # fmt: skip
             key = f"{seed}/{component}/{path}"
-            updates[path] = _merged(own, rule, density, rank, key)
+            updates[path] = _merged(own, rule, density, rank, key, losses)
     whole = [(a.sha256, *weights, rule, density, rank, seed) for a, *weights in adapters]
     digest = sha256(repr(whole).encode()).hexdigest()
     return Adapter(name, parts["unet"], parts["text_encoder"], digest)
 
 
 def _merged(
-    own: Sequence[tuple[Update, float]], rule: Rule, density: float, rank: int | None, key: str
-) -> Difference:
+    own: Sequence[tuple[Update, float]], rule: Rule, density: float, rank: int | None, key: str,
+    losses: list[tuple[float, float]] | None,
+) -> Difference:  # fmt: skip
     updates = []
     for update, weight in own:
         if not isinstance(update, Difference):
@@ -112,11 +116,22 @@ def _merged(
     low = [(update, weight) for update, weight in updates if isinstance(update, LowRank)]
     if rule == "sum" and len(low) == len(updates):
         joined = side_by_side(low)
-        return joined if rank is None or joined.rank <= rank else compressed(joined, rank)
+        return joined if rank is None or joined.rank <= rank else _reduced(joined, rank, losses)
     first = updates[0][0].weight()
     deltas = torch.stack([weight * update.weight().float() for update, weight in updates])
     dense = Dense(put_together(deltas, rule, density, key).to(first.dtype))
-    return dense if rank is None else compressed(dense, rank).to(None, first.dtype)
+    return dense if rank is None else _reduced(dense, rank, losses)
+
+
+def _reduced(update: Difference, rank: int, losses: list[tuple[float, float]] | None) -> Difference:
+    """The nearest update of a rank, of the same type of numbers."""
+    whole = update.weight()
+    exact = update.to(None, torch.promote_types(whole.dtype, torch.float32))
+    new = compressed(exact, rank).to(None, whole.dtype)
+    if losses is not None:
+        lost = (new.weight().float() - whole.float()).square().sum()
+        losses.append((float(whole.float().square().sum()), float(lost)))
+    return new
 
 
 def side_by_side(own: Sequence[tuple[LowRank, float]]) -> LowRank:
@@ -147,13 +162,3 @@ def largest(delta: Tensor, density: float) -> Tensor:
     kept = torch.zeros(delta.numel(), dtype=torch.bool, device=delta.device)
     kept[delta.abs().flatten().topk(count).indices] = True
     return delta * kept.view(delta.shape)
-
-
-def relative_error(found: Mapping[str, Difference], wanted: Mapping[str, Difference]) -> float:
-    """Frobenius norm of the difference over that of what was wanted, all layers together."""
-    difference = sum(
-        float((found[p].weight().float() - u.weight().float()).square().sum())
-        for p, u in wanted.items()
-    )
-    whole = sum(float(u.weight().float().square().sum()) for u in wanted.values())
-    return (difference / whole) ** 0.5 if whole else 0.0
