@@ -196,9 +196,9 @@ def test_command_writes_an_ordinary_file(base_folder, files, weighted, tmp_path,
     expected = merged_adapter("m", weighted, rule, rank=None if rule == "sum" else 7)
     assert found.unet.keys() == expected.unet.keys()
     for path, update in found.unet.items():
-        torch.testing.assert_close(
-            update.weight(), expected.unet[path].weight(), atol=2e-3, rtol=1e-2
-        )
+        wanted = expected.unet[path].weight()
+        # Entries at the border of what is kept may fall on either side in half precision.
+        assert (update.weight() - wanted).norm() < 0.05 * wanted.norm()
 
 
 def test_command_refuses(base_folder, files, tmp_path):

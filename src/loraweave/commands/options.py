@@ -126,7 +126,7 @@ def read_loras(texts: Sequence[str] | None) -> dict[str, LoraRef]:
 
 
 def read_ref(text: str) -> LoraRef:
-    r"""A LoRA from `path`, `path:weight` or `path:unet:te`, where the path may be `C:\x.safetensors`.
+    r"""A LoRA from `path`, `path:weight` or `path:unet:te`; `C:\x.safetensors` is a path.
 
     Raises:
         LoraError: the weight is no number.
