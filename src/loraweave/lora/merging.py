@@ -117,9 +117,10 @@ def _merged(
     if rule == "sum" and len(low) == len(updates):
         joined = side_by_side(low)
         return joined if rank is None or joined.rank <= rank else _reduced(joined, rank, losses)
-    first = updates[0][0].weight()
-    deltas = torch.stack([weight * update.weight().float() for update, weight in updates])
-    dense = Dense(put_together(deltas, rule, density, key).to(first.dtype))
+    dtype = updates[0][0].factors()[0].dtype
+    exact = torch.promote_types(dtype, torch.float32)  # half would decide signs by rounding
+    deltas = torch.stack([weight * update.to(None, exact).weight() for update, weight in updates])
+    dense = Dense(put_together(deltas, rule, density, key).to(dtype))
     return dense if rank is None else _reduced(dense, rank, losses)
 
 
