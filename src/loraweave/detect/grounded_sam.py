@@ -1,26 +1,24 @@
 """GroundingDINO for boxes (Liu et al., ECCV 2024), SAM 2 for masks (Ravi et al. 2024).
 
-Any noun, instances told apart; both through transformers, from local folders.
+Any noun, instances told apart; both through transformers, from local folders. SAM 2's own
+processor needs torchvision, which this package does not, so its few lines stand here.
 """
 
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool
 from PIL import Image
-from transformers import (
-    AutoModelForZeroShotObjectDetection,
-    AutoProcessor,
-    Sam2Model,
-    Sam2Processor,
-)
+from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor, Sam2Model
 
 from ..errors import ModelNotFound
 from .components import left_to_right
 
 BOX_THRESHOLD, TEXT_THRESHOLD = 0.3, 0.25
 SAME = 0.7  # intersection over union of two boxes of one instance
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as SAM 2 wants
 
 
 class GroundedSam:
@@ -42,7 +40,6 @@ class GroundedSam:
             self.detector = AutoModelForZeroShotObjectDetection.from_pretrained(
                 detector, use_safetensors=True, **given
             ).to(device)
-            self.mask_processor = Sam2Processor.from_pretrained(segmenter, **given)
             self.masker = Sam2Model.from_pretrained(segmenter, use_safetensors=True, **given).to(
                 device
             )  # type: ignore[arg-type]
@@ -64,14 +61,24 @@ class GroundedSam:
         boxes = apart(found["boxes"].cpu(), found["scores"].cpu())
         if not len(boxes):
             return []
-        prompts = self.mask_processor(images=image, input_boxes=[boxes.tolist()],
-                                      return_tensors="pt")  # fmt: skip
-        out = self.masker(**prompts.to(self.masker.device), multimask_output=False)
-        (masks,) = self.mask_processor.post_process_masks(
-            out.pred_masks.cpu(), prompts["original_sizes"]
-        )
-        every = [mask.reshape(mask.shape[-2:]).numpy().astype(bool) for mask in masks]
-        return left_to_right([mask for mask in every if mask.any()])
+        masks = self._masks(image, boxes)
+        return left_to_right([mask for mask in masks if mask.any()])
+
+    def _masks(self, image: Image.Image, boxes: torch.Tensor) -> list[Bool[np.ndarray, "h w"]]:
+        """SAM 2's mask for each box (n, 4) in pixels, at the picture's size."""
+        side = self.masker.config.prompt_encoder_config.image_size
+        resized = image.resize((side, side), Image.Resampling.BILINEAR)
+        pixels = torch.from_numpy(np.array(resized, dtype=np.float32) / 255)
+        pixels = ((pixels - torch.tensor(MEAN)) / torch.tensor(DEVIATION)).permute(2, 0, 1)
+        scale = torch.tensor([side / image.width, side / image.height] * 2)
+        device = self.masker.device
+        out = self.masker(
+            pixel_values=pixels[None].to(device), input_boxes=(boxes * scale)[None].to(device),
+            multimask_output=False,
+        )  # fmt: skip
+        scores = out.pred_masks[0].float().cpu()  # (n, 1, h, w)
+        whole = F.interpolate(scores, image.size[::-1], mode="bilinear", align_corners=False)
+        return [mask[0].numpy() > 0 for mask in whole]
 
 
 def apart(boxes: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
