@@ -23,7 +23,8 @@ def outcomes(instances, kinds=KINDS, thresholds=LENIENT):
 
 
 def test_both_right():
-    verdict = decide([seen("cat", blackcat=0.9), seen("dog", golddog=0.9)], KINDS, LENIENT, half_alike)
+    both = [seen("cat", blackcat=0.9), seen("dog", golddog=0.9)]
+    verdict = decide(both, KINDS, LENIENT, half_alike)
     assert verdict.success
     assert verdict.right == 2
     assert "blackcat right" in verdict.sentence()
