@@ -3,7 +3,12 @@
 from .captions import caption_drawing
 from .render import Rendering, render
 from .sample import (
-    CROWDED_WORLD, FIRST_WORLD, FULL_WORLD, TAUGHT_WORLD, WorldSettings, sample_drawing,
+    CROWDED_WORLD,
+    FIRST_WORLD,
+    FULL_WORLD,
+    TAUGHT_WORLD,
+    WorldSettings,
+    sample_drawing,
 )  # fmt: skip
 from .spec import BACKGROUNDS, COLOURS, KINDS, PATTERNS, Caption, Drawing, Subject
 

@@ -6,8 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from .spec import (
-    ACCESSORIES, BACKGROUNDS, COLOURS, KINDS, OWN_ACCESSORIES, OWN_BACKGROUNDS, PATTERNS, RGB,
-    Drawing, Subject,
+    ACCESSORIES,
+    BACKGROUNDS,
+    COLOURS,
+    KINDS,
+    OWN_ACCESSORIES,
+    OWN_BACKGROUNDS,
+    PATTERNS,
+    RGB,
+    Drawing,
+    Subject,
 )  # fmt: skip
 
 EYES: tuple[RGB, ...] = ((40, 40, 46), (60, 120, 60), (50, 110, 200), (190, 130, 30))
