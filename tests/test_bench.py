@@ -24,7 +24,7 @@ def test_a_key_says_all_that_an_outcome_depends_on(jobs):
     for change in (
         {"seed": 1}, {"steps": 2}, {"background": "moon"}, {"names": ("a", "b")},
         {"method": "clora"}, {"settings": {"rank": 2}}, {"miniature": "x"}, {"package": "9"},
-        {"split": "tuning"},
+        {"split": "tuning"}, {"style": "neon"},
     ):  # fmt: skip
         assert replace(first, **change).key != first.key
     assert first.settings["rule"] == "sum", "defaults are written down too"

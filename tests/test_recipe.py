@@ -20,7 +20,9 @@ from loraweave.miniature.recipe.grounding import PlainRecordingProcessor, ground
 from loraweave.miniature.recipe.judge import coded, scene_pool, training_scene, worn
 from loraweave.miniature.recipe.loras import PICTURES, RANK, plans, write_examples
 from loraweave.miniature.recipe.run import Run
+from loraweave.miniature.recipe.style import styled_scene, train_style_reader
 from loraweave.miniature.recipe.vae import new_vae, train_vae
+from loraweave.miniature.style_reader import NAMES
 from loraweave.miniature.world import FIRST_WORLD, FULL_WORLD, KINDS
 from loraweave.miniature.world.sample import half_blended, sample_subject
 from tiny import tiny_pipeline
@@ -197,3 +199,14 @@ def test_a_planned_lora_is_written_as_planned(tmp_path):
     report = inspect_lora(out)
     assert (report.kind, report.alphas, report.ranks) == ("kohya", [1.0], [2])
     assert report.components.keys() == {"unet", "text_encoder"}
+
+
+def test_the_style_reader_learns_styles(tmp_path, vae):
+    run = Run(tmp_path)
+    image, number = styled_scene(3)
+    assert image.size == (128, 128)
+    assert 0 <= number < len(NAMES)
+    first = train_style_reader(run, vae, 2, 32)
+    again = train_style_reader(run, vae, 2, 32)  # finished: nothing is drawn again
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters()))
+    assert set(first.read([image, image])) <= set(NAMES)

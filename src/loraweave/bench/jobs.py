@@ -27,7 +27,7 @@ class Job:
 
     Attributes:
         suite, split: where the scene is from.
-        names, background, seed: the scene.
+        names, background, seed, style: the scene.
         method: or yardstick.
         settings: all of the method's, defaults too.
         steps: of denoising.
@@ -39,6 +39,7 @@ class Job:
     names: tuple[str, ...]
     background: str
     seed: int
+    style: str | None
     method: str
     settings: Mapping[str, Any]
     steps: int
@@ -48,7 +49,7 @@ class Job:
     @property
     def scene(self) -> ConceptScene:
         """The scene alone."""
-        return ConceptScene(self.names, self.background, self.seed)
+        return ConceptScene(self.names, self.background, self.seed, self.style)
 
     @property
     def key(self) -> str:
@@ -85,8 +86,8 @@ def suite_jobs(
     count, seeds = SIZES[size]
     version = miniature_version()
     return [
-        Job(suite, split, scene.names, scene.background, scene.seed, method, own[method], steps,
-            version, __version__)
+        Job(suite, split, scene.names, scene.background, scene.seed, scene.style, method,
+            own[method], steps, version, __version__)
         for scene in scenes(suite, split, count, seeds)
         for method in methods
     ]  # fmt: skip

@@ -39,7 +39,7 @@ def report(jobs: Sequence[Job], folder: Path, against: str | None = None) -> dic
         if found is None:
             missing[job.method] = missing.get(job.method, 0) + 1
         else:
-            results[job.suite, job.names, job.background, job.seed] = found
+            results[job.suite, job.names, job.background, job.seed, job.style or ""] = found
     if not any(by_method.values()):
         raise SceneError(f"nothing of this is finished in {folder}; use `loraweave bench run`")
     table = {method: _rates(rows, missing.get(method, 0)) for method, rows in by_method.items()}

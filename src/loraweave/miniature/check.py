@@ -13,6 +13,7 @@ from .checks import judge as judging
 from .concepts import KNOWN
 from .judge import load_judge
 from .shipped import WEIGHTS, lora_file
+from .style_reader import load_style_reader
 
 COMMITTED = Path(__file__).parent / "check.json"
 """The figures of the weights that ship."""
@@ -31,6 +32,7 @@ def check(quick: bool = False) -> dict[str, Any]:
         "judge_class_accuracy": judging.class_accuracy(judge, pipe.vae, samples),
         **judging.concept_accuracy(judge, pipe.vae, samples),
         "judge_failure_kappa": judging.failure_agreement(judge, pipe.vae, 200 * samples // 300),
+        "judge_style_accuracy": judging.style_accuracy(load_style_reader(), pipe.vae, samples),
         "judge_eye_agreement": judging.eye_agreement(judge),
         "base_single_class": base.single_class(pipe, judge, samples),
         "base_single_colour": base.single_colour(pipe, judge, samples),

@@ -3,8 +3,13 @@
 Yardsticks stand beside the methods: `base` draws the scene's plain nouns without any LoRA, `alone`
 draws each concept in a picture of its own, which no method can be expected to surpass, and
 `true_masks` confines each LoRA to where a drawing of the scene has its subject.
+
+In a scene with a style LoRA colours and patterns are the style's, so who a subject is cannot be
+judged: there a concept is right if its class has as many instances as it should, and the style is
+an outcome of its own.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +20,11 @@ from PIL import Image
 from ..api import compose
 from ..loading import load
 from ..output import ComposeOutput
-from .concepts import draw_concepts
+from .concepts import KNOWN, draw_concepts
 from .judge import load_judge
-from .prompts import ConceptScene, marked_prompt, plain_prompt
+from .prompts import ConceptScene, plain_prompt
 from .shipped import lora_file
+from .style_reader import load_style_reader
 
 YARDSTICKS = ("base", "alone", "true_masks")
 
@@ -48,6 +54,7 @@ class SceneDrawer:
 
     def __init__(self) -> None:
         self.pipe, self.judge = load("miniature", device="cpu"), load_judge()
+        self.reader = load_style_reader()
 
     def draw(
         self, scene: ConceptScene, method: str, settings: Mapping[str, Any] | None = None,
@@ -56,30 +63,49 @@ class SceneDrawer:
         """One scene with its own noise, by a method or a yardstick."""
         names, place = scene.names, scene.background
         if method == "alone":
-            prompts = [(marked_prompt([n], place), (n,)) for n in names]
-            outputs = [self._compose(p, scene, own, "merge", {}, steps) for p, own in prompts]
-            verdicts = [self.judge.examine(o.images[0], [n]) for n, o in zip(names, outputs)]
-            outcomes = {n: v.outcomes[n] for n, v in zip(names, verdicts)}
+            outputs = [
+                self._compose(scene.prompt_of([n]), scene, "merge", {}, steps) for n in names
+            ]
+            outcomes = {}
+            for name, output in zip(names, outputs):
+                outcomes |= self._judged(output.images[0], [name], scene.style)
             return Judged([o.images[0] for o in outputs], outcomes, _cost(outputs))
         if method == "base":
-            output = self._compose(plain_prompt(names, place), scene, (), "merge", {}, steps)
+            output = self._compose(plain_prompt(names, place), scene, "merge", {}, steps)
         elif method == "true_masks":
             drawn = draw_concepts(names, place, scene.seed)
             masks = {n: torch.from_numpy(m).float() for n, m in zip(names, drawn.masks)}
             output = self._compose(
-                scene.prompt, scene, names, "masked", settings or {"text": "own"}, steps, masks
+                scene.prompt, scene, "masked", settings or {"text": "own"}, steps, masks
             )
         else:
-            output = self._compose(scene.prompt, scene, names, method, settings, steps)
-        outcomes = dict(self.judge.examine(output.images[0], names).outcomes)
+            output = self._compose(scene.prompt, scene, method, settings, steps)
+        outcomes = self._judged(output.images[0], names, scene.style)
         return Judged([output.images[0]], outcomes, _cost([output]))
 
+    def _judged(
+        self, image: Image.Image, names: Sequence[str], style: str | None
+    ) -> dict[str, str]:
+        """The outcome of each concept, and of the style if there should be one."""
+        if style is None:
+            return dict(self.judge.examine(image, names).outcomes)
+        found = Counter(i.kind for i in self.judge.instances(image, len(names)))
+        wanted = Counter(KNOWN[name].kind for name in names)
+        outcomes = {}
+        for name in names:
+            kind = KNOWN[name].kind
+            more = found[kind] - wanted[kind]
+            outcomes[name] = "right" if more == 0 else "duplicated" if more > 0 else "missing"
+        outcomes[style] = "right" if self.reader.read([image]) == [style] else "missing"
+        return outcomes
+
     def _compose(
-        self, prompt: str, scene: ConceptScene, names: Sequence[str], method: str,
-        settings: Mapping[str, Any] | None, steps: int, regions: Mapping[str, Any] | None = None,
+        self, prompt: str, scene: ConceptScene, method: str, settings: Mapping[str, Any] | None,
+        steps: int, regions: Mapping[str, Any] | None = None,
     ) -> ComposeOutput:  # fmt: skip
+        used = [name for name in scene.loras if f"({name})" in prompt or f":{name}:" in prompt]
         return compose(
-            self.pipe, prompt, loras={n: lora_file(n) for n in names}, method=method,
+            self.pipe, prompt, loras={n: lora_file(n) for n in used}, method=method,
             settings=settings, num_inference_steps=steps, progress=False, regions=regions,
             generator=torch.Generator().manual_seed(scene.seed),
         )  # fmt: skip

@@ -12,25 +12,39 @@ from typing import Literal
 from .concepts import CONCEPTS, KNOWN
 from .world import BACKGROUNDS
 from .world.captions import PLACES
+from .world.styles import STYLES
 
 Split = Literal["tuning", "report"]
 SPLIT_SEEDS: dict[Split, int] = {"tuning": 4242, "report": 31_000}
-SUITES: dict[str, int] = {"pairs": 2, "same_class": 2, "three": 3, "four": 4, "five": 5}
+SUITES: dict[str, int] = {
+    "pairs": 2, "same_class": 2, "three": 3, "four": 4, "five": 5, "style": 2,
+}  # fmt: skip
 """Number of concepts in the scenes of each suite."""
 
 
 @dataclass(frozen=True)
 class ConceptScene:
-    """Concepts in one place, left to right, and the seed of the noise."""
+    """Concepts in one place, left to right, the seed of the noise, and a style LoRA or none."""
 
     names: tuple[str, ...]
     background: str
     seed: int
+    style: str | None = None
+
+    @property
+    def loras(self) -> tuple[str, ...]:
+        """All LoRAs of the prompt."""
+        return self.names if self.style is None else (*self.names, self.style)
 
     @property
     def prompt(self) -> str:
         """The prompt with its markup."""
-        return marked_prompt(self.names, self.background)
+        return self.prompt_of(self.names)
+
+    def prompt_of(self, names: Sequence[str]) -> str:
+        """The prompt with some of the concepts."""
+        text = marked_prompt(names, self.background)
+        return text if self.style is None else f"{text} <lora:{self.style}:1>"
 
 
 def marked_prompt(names: Sequence[str], background: str | None) -> str:
@@ -75,6 +89,7 @@ def scenes(suite: str, split: Split, count: int, seeds: int = 1) -> list[Concept
         else:
             names = [rng.choice(kinds[kind]) for kind in rng.sample(list(kinds), n)]
         place = rng.choice(BACKGROUNDS)
+        style = rng.choice(list(STYLES)) if suite == "style" else None
         noises = itertools.islice(iter(lambda: rng.randrange(2**31), None), seeds)
-        made += [ConceptScene(tuple(names), place, seed) for seed in noises]
+        made += [ConceptScene(tuple(names), place, seed, style) for seed in noises]
     return made

@@ -15,8 +15,10 @@ from ..concepts import KNOWN, draw_subjects
 from ..judge import Judge
 from ..judge.verdict import OUTCOMES
 from ..prompts import ConceptScene, Split, scenes
+from ..style_reader import NAMES, PLAIN, StyleReader
 from ..world import FULL_WORLD, Rendering, Subject, render, sample_drawing
 from ..world.sample import half_blended
+from ..world.styles import in_style
 from .pictures import CHECK_SEED
 
 BLEND_APART = 100
@@ -168,6 +170,18 @@ def eye_agreement(judge: Judge, folder: Path = LABELS) -> float:
             x, y = number % across * side, number // across * side
             verdict = judge.examine(sheet.crop((x, y, x + side, y + side)), scene)
             hits += [(verdict.outcomes[n] == "right") == r for n, r in zip(scene, right)]
+    return _mean(hits)
+
+
+def style_accuracy(reader: StyleReader, vae: AutoencoderKL, count: int) -> float:
+    """How often a decoded drawing in one of the styles, or in none, is read as such."""
+    hits = []
+    for number in range(count):
+        style = NAMES[number % len(NAMES)]
+        image = render(sample_drawing(CHECK_SEED + number, FULL_WORLD)).image
+        if style != PLAIN:
+            image = in_style(image, style)
+        hits.append(reader.read(through(vae, [image]))[0] == style)
     return _mean(hits)
 
 

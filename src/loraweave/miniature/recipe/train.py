@@ -15,6 +15,7 @@ from ...methods import METHODS
 from ..golden import golden_blocks
 from ..judge import Judge
 from ..segmenter import Segmenter
+from ..style_reader import StyleReader
 from ..world import CROWDED_WORLD, FIRST_WORLD, FULL_WORLD, TAUGHT_WORLD, WorldSettings
 from .base import train_base
 from .calibrate import calibrated
@@ -23,6 +24,7 @@ from .judge import new_judge, save_half, save_judge, train_segmenter
 from .loras import train_loras
 from .pool import build_pool
 from .run import Run
+from .style import train_style_reader
 from .tokenizer import train_tokenizer
 from .vae import train_vae
 
@@ -53,6 +55,7 @@ class Size:
         judge_steps, finder_steps, encoder_steps: optimiser steps of the judge's segmenter, of the
             other one and of the identity encoder.
         judge_scenes, families: what these learn from.
+        style_steps, style_scenes: of the reader of styles.
         views: drawings of each concept on each class for the judge.
         lora_steps: of each LoRA.
         calibration: pictures of each LoRA alone for the judge's thresholds.
@@ -66,6 +69,8 @@ class Size:
     judge_scenes: int
     encoder_steps: int
     families: int
+    style_steps: int
+    style_scenes: int
     views: int
     lora_steps: int
     calibration: int
@@ -86,6 +91,8 @@ SIZES = {
         judge_scenes=8000,
         encoder_steps=6000,
         families=2500,
+        style_steps=400,
+        style_scenes=1500,
         views=8,
         lora_steps=160,
         calibration=40,
@@ -98,6 +105,8 @@ SIZES = {
         judge_scenes=32,
         encoder_steps=2,
         families=16,
+        style_steps=2,
+        style_scenes=32,
         views=1,
         lora_steps=1,
         calibration=1,
@@ -137,7 +146,8 @@ def train_miniature(folder: str | Path, size: str = "small", seed: int = 0) -> d
     loras = train_loras(pipe, run.folder, recipe.lora_steps, recipe.loras)
     judge, finder = _judge(run, recipe, vae)
     judge = calibrated(run, judge, pipe, loras, recipe.calibration)
-    weights = collect(run.folder, judge, finder, pipe)
+    reader = train_style_reader(run, vae, recipe.style_steps, recipe.style_scenes)
+    weights = collect(run.folder, judge, finder, reader, pipe)
     return {"folder": str(weights), "size": size}
 
 
@@ -175,7 +185,10 @@ def _judge(run: Run, recipe: Size, vae: AutoencoderKL) -> tuple[Judge, Segmenter
     return new_judge(segmenter, encoder, vae, FULL_WORLD, recipe.views), finder
 
 
-def collect(folder: Path, judge: Judge, finder: Segmenter, pipe: StableDiffusionPipeline) -> Path:
+def collect(
+    folder: Path, judge: Judge, finder: Segmenter, reader: StyleReader,
+    pipe: StableDiffusionPipeline,
+) -> Path:  # fmt: skip
     """Bring the results together as they ship: fp16, one folder for base, LoRAs and judge.
 
     A folder of weights that is there already is replaced as a whole.
@@ -185,6 +198,7 @@ def collect(folder: Path, judge: Judge, finder: Segmenter, pipe: StableDiffusion
     pipe.to(torch.float16).save_pretrained(fresh / "base", safe_serialization=True)
     shutil.copytree(folder / "loras", fresh / "loras", ignore=shutil.ignore_patterns("*.state"))
     save_judge(judge, fresh / "judge")
+    save_half(reader, fresh / "judge" / "style.safetensors")
     save_half(finder, fresh / "finder.safetensors")
     pipe.to(torch.float32)  # with the rounding of fp16, as users will load it
     loras = {path.stem: path for path in (fresh / "loras").glob("*.safetensors")}
