@@ -23,14 +23,8 @@ def outcomes(instances, kinds=KINDS, thresholds=LENIENT):
 
 
 def test_both_right():
-<<<<<<< HEAD
-    verdict = decide(
-        [seen("cat", blackcat=0.9), seen("dog", golddog=0.9)], KINDS, LENIENT, half_alike
-    )
-=======
     both = [seen("cat", blackcat=0.9), seen("dog", golddog=0.9)]
     verdict = decide(both, KINDS, LENIENT, half_alike)
->>>>>>> 4b985574a4b04d2c9d932f99cefcbd29056f044f
     assert verdict.success
     assert verdict.right == 2
     assert "blackcat right" in verdict.sentence()
