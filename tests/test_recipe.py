@@ -1,5 +1,6 @@
 """The recipe's parts: what is trained on, and what the losses reward."""
 
+import copy
 import random
 from dataclasses import replace
 
@@ -12,9 +13,11 @@ from PIL import Image
 from loraweave.backbone.sites import reading_sites
 from loraweave.denoise.recorder import RecordingProcessor, recording
 from loraweave.lora import inspect_lora
+from loraweave.miniature.codec import decoded, posterior_of
 from loraweave.miniature.concepts import CONCEPTS
 from loraweave.miniature.judge.identity import CROP, IdentityEncoder, crop_of, crops_tensor
 from loraweave.miniature.recipe.base import new_unet
+from loraweave.miniature.recipe.decoder import make_sure, train_decoder
 from loraweave.miniature.recipe.encoder import contrastive, family, frayed, nearest_is_same, view
 from loraweave.miniature.recipe.grounding import PlainRecordingProcessor, grounding_loss
 from loraweave.miniature.recipe.judge import coded, scene_pool, training_scene, worn
@@ -210,3 +213,21 @@ def test_the_style_reader_learns_styles(tmp_path, vae):
     again = train_style_reader(run, vae, 2, 32)  # finished: nothing is drawn again
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters()))
     assert set(first.read([image, image])) <= set(NAMES)
+
+
+def test_the_decoder_alone_is_sharpened(tmp_path, vae):
+    g = torch.Generator().manual_seed(0)
+    pixels = torch.rand(1, 3, 128, 128, generator=g) * 2 - 1
+    made = train_decoder(Run(tmp_path), vae, FIRST_WORLD, 32, 2, batch=2)
+    before, after = (posterior_of(one, pixels).mean for one in (vae, made))
+    assert torch.equal(before, after), "the latents are what they were"
+    assert not torch.allclose(decoded(vae, before), decoded(made, before))
+
+
+def test_a_sure_posterior_is_its_mean(vae):
+    own = copy.deepcopy(vae)
+    pixels = torch.rand(1, 3, 128, 128) * 2 - 1
+    before = posterior_of(own, pixels).mean
+    found = posterior_of(make_sure(own), pixels)
+    torch.testing.assert_close(found.mean, before)
+    assert found.std.max() < 0.01

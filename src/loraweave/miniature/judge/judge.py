@@ -10,6 +10,7 @@ The files of a judge: `segmenter.safetensors` and `encoder.safetensors` (weights
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -59,9 +60,20 @@ class Judge:
         return self._instances(image, self.classes([image])[0], subjects)
 
     def examine(self, image: Image.Image, concepts: Sequence[str]) -> Verdict:
-        """Judge a picture that should show these concepts and no other subject."""
+        """Judge a picture that should show these concepts and no other subject.
+
+        An instance is compared with the concepts of the scene and with all of its own class. What
+        other concepts look like on its class is not asked: their LoRAs are not there.
+        """
         kinds = {name: KNOWN[name].kind for name in concepts}
-        return decide(self.instances(image, len(kinds)), kinds, self.thresholds, self.alike)
+        found = [
+            replace(i, similarities={
+                name: similarity for name, similarity in i.similarities.items()
+                if name in kinds or KNOWN[name].kind == i.kind
+            })
+            for i in self.instances(image, len(kinds))
+        ]  # fmt: skip
+        return decide(found, kinds, self.thresholds, self.alike)
 
     def alike(self, one: str, other: str, kind: str) -> float:
         """Cosine between the looks of two concepts on a class, in [-1, 1]."""

@@ -29,7 +29,7 @@ from .run import Fit, Run
 
 CONCEPT_SHARE = 0.3  # of the judge's scenes show concepts instead of random subjects
 STYLED_SHARE = 0.08  # of all scenes are in a style
-LEAST_LEAD = 0.5  # over another concept of the scene: half of the way from half of each
+LEAST_LEAD = 0.4  # over another concept of the scene; chosen on tuning scenes
 BLENDED_SHARE, BLENDED_MOST = 0.3, 0.3  # of pictures, and of another picture mixed into one
 
 

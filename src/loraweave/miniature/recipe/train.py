@@ -19,6 +19,7 @@ from ..style_reader import StyleReader
 from ..world import CROWDED_WORLD, FIRST_WORLD, FULL_WORLD, TAUGHT_WORLD, WorldSettings
 from .base import train_base
 from .calibrate import calibrated
+from .decoder import make_sure, train_decoder
 from .encoder import train_encoder
 from .judge import new_judge, save_half, save_judge, train_segmenter
 from .loras import train_loras
@@ -56,6 +57,7 @@ class Size:
             other one and of the identity encoder.
         judge_scenes, families: what these learn from.
         style_steps, style_scenes: of the reader of styles.
+        decoder_steps: of the decoder alone, at the end.
         views: drawings of each concept on each class for the judge.
         lora_steps: of each LoRA.
         calibration: pictures of each LoRA alone for the judge's thresholds.
@@ -71,6 +73,7 @@ class Size:
     families: int
     style_steps: int
     style_scenes: int
+    decoder_steps: int
     views: int
     lora_steps: int
     calibration: int
@@ -93,6 +96,7 @@ SIZES = {
         families=2500,
         style_steps=400,
         style_scenes=1500,
+        decoder_steps=1500,
         views=8,
         lora_steps=160,
         calibration=40,
@@ -107,6 +111,7 @@ SIZES = {
         families=16,
         style_steps=2,
         style_scenes=32,
+        decoder_steps=2,
         views=1,
         lora_steps=1,
         calibration=1,
@@ -140,11 +145,15 @@ def train_miniature(folder: str | Path, size: str = "small", seed: int = 0) -> d
     for number, part in enumerate(recipe.parts):
         leg = Run(run.folder / f"part{number}", seed + number)
         vae = _autoencoder(leg, part, recipe.pixels, vae)
+        if part is recipe.parts[-1]:
+            make_sure(vae)
         pipe = _base(leg, part, recipe.pixels, tokenizer, vae, pipe)
     assert vae is not None
     assert pipe is not None
     loras = train_loras(pipe, run.folder, recipe.lora_steps, recipe.loras)
     judge, finder = _judge(run, recipe, vae)
+    world = replace(recipe.parts[-1].world, mirrored=0.5)
+    pipe.vae = train_decoder(run, vae, world, recipe.pixels, recipe.decoder_steps)
     judge = calibrated(run, judge, pipe, loras, recipe.calibration)
     reader = train_style_reader(run, vae, recipe.style_steps, recipe.style_scenes)
     weights = collect(run.folder, judge, finder, reader, pipe)
