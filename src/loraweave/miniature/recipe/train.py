@@ -153,7 +153,7 @@ def train_miniature(folder: str | Path, size: str = "small", seed: int = 0) -> d
     loras = train_loras(pipe, run.folder, recipe.lora_steps, recipe.loras)
     judge, finder = _judge(run, recipe, vae)
     world = replace(recipe.parts[-1].world, mirrored=0.5)
-    pipe.vae = train_decoder(run, vae, world, recipe.pixels, recipe.decoder_steps)
+    pipe.vae = train_decoder(run, pipe.vae, world, recipe.pixels, recipe.decoder_steps)
     judge = calibrated(run, judge, pipe, loras, recipe.calibration)
     reader = train_style_reader(run, vae, recipe.style_steps, recipe.style_scenes)
     weights = collect(run.folder, judge, finder, reader, pipe)
