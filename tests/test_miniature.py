@@ -13,7 +13,7 @@ from loraweave.errors import LoraError, MethodError, TrainingError
 from loraweave.lora.inspect import inspect_lora
 from loraweave.miniature.check import COMMITTED
 from loraweave.miniature.checks.pictures import drawn
-from loraweave.miniature.codec import through
+from loraweave.miniature.codec import pixels_of, through
 from loraweave.miniature.compare import compare_methods, comparison_grid, rates
 from loraweave.miniature.concepts import KNOWN, draw_concepts
 from loraweave.miniature.extras import EXTRAS
@@ -21,6 +21,7 @@ from loraweave.miniature.finder import load_finder
 from loraweave.miniature.golden import golden_blocks
 from loraweave.miniature.judge import load_judge
 from loraweave.miniature.prompts import listed, scenes
+from loraweave.miniature.recipe.dream import dreamed
 from loraweave.miniature.recipe.loras import RANK, plans
 from loraweave.miniature.recipe.train import SIZES, train_miniature
 from loraweave.miniature.shipped import WEIGHTS, base_folder, lora_file, lora_names
@@ -98,6 +99,17 @@ def test_stock_diffusers_loads_the_loras(pipe, name):
     finally:
         pipe.unload_lora_weights()
     assert np.abs(ours - theirs).max() < 1e-3
+
+
+def test_what_the_denoiser_paints_over_is_the_same_scene(pipe):
+    drawings = [render(sample_drawing(7_000_100 + n, TAUGHT_WORLD)).image for n in range(3)]
+    pixels, g = pixels_of(drawings), torch.Generator().manual_seed(0)
+    painted = dreamed(pipe, pixels, ["a cat"] * 3, g)
+    assert painted.shape == pixels.shape
+    assert painted.abs().max() <= 1
+    apart = torch.cdist(painted.flatten(1), pixels.flatten(1))
+    assert apart.argmin(1).tolist() == [0, 1, 2]
+    assert (painted - pixels).square().mean() > 1e-3
 
 
 def test_the_judge_sees_what_was_drawn(pipe):
