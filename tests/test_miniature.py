@@ -12,17 +12,20 @@ import loraweave as lw
 from loraweave.errors import LoraError, MethodError, TrainingError
 from loraweave.lora.inspect import inspect_lora
 from loraweave.miniature.check import COMMITTED
-from loraweave.miniature.codec import through
+from loraweave.miniature.checks.pictures import drawn
+from loraweave.miniature.codec import pixels_of, through
 from loraweave.miniature.compare import compare_methods, comparison_grid, rates
 from loraweave.miniature.concepts import KNOWN, draw_concepts
 from loraweave.miniature.extras import EXTRAS
 from loraweave.miniature.finder import load_finder
 from loraweave.miniature.golden import golden_blocks
 from loraweave.miniature.judge import load_judge
-from loraweave.miniature.prompts import scenes
+from loraweave.miniature.prompts import listed, scenes
+from loraweave.miniature.recipe.dream import dreamed
 from loraweave.miniature.recipe.loras import RANK, plans
 from loraweave.miniature.recipe.train import SIZES, train_miniature
 from loraweave.miniature.shipped import WEIGHTS, base_folder, lora_file, lora_names
+from loraweave.miniature.world import BACKGROUNDS, KINDS, TAUGHT_WORLD, render, sample_drawing
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +56,14 @@ def test_stock_diffusers_loads_and_draws():
         generator=torch.Generator().manual_seed(3),
     ).images  # fmt: skip
     assert np.abs(theirs - mine).max() < 1e-5
+
+
+def test_pictures_are_as_colourful_as_drawings(pipe):
+    """A wrong scale of the latents would still pass for pictures, but for burnt ones."""
+    drawings = [render(sample_drawing(7_000_000 + n, TAUGHT_WORLD)).image for n in range(12)]
+    prompts = [listed([kind], BACKGROUNDS[n % 8]) for n, kind in enumerate(KINDS[:12])]
+    spread = [np.std(np.stack(images)) for images in (drawings, drawn(pipe, prompts, "spread"))]
+    assert spread[1] == pytest.approx(spread[0], rel=0.2)
 
 
 def test_every_lora_is_as_planned():
@@ -88,6 +99,17 @@ def test_stock_diffusers_loads_the_loras(pipe, name):
     finally:
         pipe.unload_lora_weights()
     assert np.abs(ours - theirs).max() < 1e-3
+
+
+def test_what_the_denoiser_paints_over_is_the_same_scene(pipe):
+    drawings = [render(sample_drawing(7_000_100 + n, TAUGHT_WORLD)).image for n in range(3)]
+    pixels, g = pixels_of(drawings), torch.Generator().manual_seed(0)
+    painted = dreamed(pipe, pixels, ["a cat"] * 3, g)
+    assert painted.shape == pixels.shape
+    assert painted.abs().max() <= 1
+    apart = torch.cdist(painted.flatten(1), pixels.flatten(1))
+    assert apart.argmin(1).tolist() == [0, 1, 2]
+    assert (painted - pixels).square().mean() > 1e-3
 
 
 def test_the_judge_sees_what_was_drawn(pipe):
@@ -166,7 +188,10 @@ def test_recipe_runs_from_nothing_and_resumes(tmp_path):
     assert (made / "base" / "model_index.json").is_file()
     assert len(list((made / "loras").glob("*.safetensors"))) == len(SIZES["trial"].loras)
     assert len(load_judge(made / "judge").concepts) == len(KNOWN)
-    assert load_finder(made / "finder.safetensors").find(Image.new("RGB", (64, 64)), "cat") == []
+    found = load_finder(made / "finder.safetensors").find(Image.new("RGB", (64, 64)), "cat")
+    assert {mask.shape for mask in found} <= {(64, 64)}
+    vae = json.loads((made / "base/vae/config.json").read_text())
+    assert vae["scaling_factor"] == 1, "the latents are balanced"
     before = (made / "base" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
     again = train_miniature(tmp_path, size="trial")
     assert again == result

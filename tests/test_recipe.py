@@ -117,8 +117,9 @@ def test_views_show_the_individual():
     rng = random.Random(5)
     person = CONCEPTS["honeybear"].subject
     for _ in range(4):
-        image, mask = view(rng, person, FULL_WORLD)
+        image, mask, caption = view(rng, person, FULL_WORLD)
         assert mask.shape == (image.height, image.width)
+        assert "bear" in caption
         assert mask.sum() >= 40
         ragged = frayed(mask, rng)
         assert ragged.any()

@@ -74,6 +74,8 @@ def test_concepts_that_look_the_same_leave_the_lead_finite():
 def test_a_third_concepts_looks_are_not_right():
     found = outcomes([seen("cat", blackcat=0.6, tigercat=0.9), seen("dog", golddog=0.9)])
     assert found["blackcat"] == "blended"
+    close = outcomes([seen("cat", blackcat=0.6, tigercat=0.65), seen("dog", golddog=0.9)])
+    assert close["blackcat"] == "right"
 
 
 def test_two_of_a_class_are_assigned_together():

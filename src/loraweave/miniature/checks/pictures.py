@@ -4,12 +4,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from PIL import Image
 
 from ...progress import track
 
-STEPS = 20
+STEPS = 12
+"""Of a second-order solver: half the time of 20 DDIM steps, and pictures as good (by eye)."""
 BATCH = 12
 CHECK_SEED = 7_000_000
 """Noise and drawings of checks; no training stage uses seeds from here on."""
@@ -19,7 +20,7 @@ def drawn(
     pipe: StableDiffusionPipeline, prompts: Sequence[str], label: str,
     before_batch: Callable[[], None] | None = None, first_seed: int = CHECK_SEED, **more: Any,
 ) -> list[Image.Image]:  # fmt: skip
-    """One picture a prompt; the i-th is drawn from noise `first_seed` + i.
+    """One picture a prompt, by DPM-Solver++; the i-th is drawn from noise `first_seed` + i.
 
     Args:
         pipe: with the LoRAs that shall act.
@@ -32,12 +33,17 @@ def drawn(
     pipe.set_progress_bar_config(disable=True)
     images: list[Image.Image] = []
     starts = range(0, len(prompts), BATCH)
-    for start in track(starts, label, total=len(starts)):
-        if before_batch is not None:
-            before_batch()
-        part = list(prompts[start : start + BATCH])
-        seeds = range(first_seed + start, first_seed + start + len(part))
-        noises = [torch.Generator().manual_seed(seed) for seed in seeds]
-        output: Any = pipe(part, num_inference_steps=STEPS, generator=noises, **more)
-        images += output.images
+    own = pipe.scheduler
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(own.config)
+    try:
+        for start in track(starts, label, total=len(starts)):
+            if before_batch is not None:
+                before_batch()
+            part = list(prompts[start : start + BATCH])
+            seeds = range(first_seed + start, first_seed + start + len(part))
+            noises = [torch.Generator().manual_seed(seed) for seed in seeds]
+            output: Any = pipe(part, num_inference_steps=STEPS, generator=noises, **more)
+            images += output.images
+    finally:
+        pipe.scheduler = own
     return images

@@ -1,11 +1,12 @@
 """From a picture to a verdict.
 
 An instance is compared with what every known concept would look like as an instance of its class:
-a cat with a dog's coat is nearest to the dog, though its shape is a cat's.
+a cat with a dog's coat is nearest to the dog, though its shape is a cat's. Its looks are a unit
+vector, in part where the encoder puts it and in part its colours.
 
 The files of a judge: `segmenter.safetensors` and `encoder.safetensors` (weights),
-`looks.safetensors` (where the encoder puts each concept's looks on each class), `judge.json`
-(classes, concepts, least areas, thresholds).
+`looks.safetensors` (each concept's looks on each class, and the palette of the colours),
+`judge.json` (classes, concepts, least areas, thresholds).
 """
 
 import json
@@ -16,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -25,8 +28,32 @@ from ...errors import ModelNotFound
 from ..concepts import KNOWN
 from ..segmenter import Segmenter, load_segmenter
 from ..shipped import WEIGHTS
+from .colours import colours_of, signature
 from .identity import IdentityEncoder, crop_of, crops_tensor
 from .verdict import Instance, Thresholds, Verdict, decide
+
+COLOUR_SHARE = 0.6
+"""Of colours in the likeness of two looks; chosen on labelled pictures."""
+PALETTE = "palette"
+
+
+@torch.no_grad()
+def seen_as(
+    encoder: IdentityEncoder, centres: np.ndarray, image: Image.Image,
+    masks: Sequence[Bool[np.ndarray, "h w"]],
+) -> tuple[Float[Tensor, "N E"], Float[Tensor, "N K"]]:  # fmt: skip
+    """Where the encoder puts the instances under the masks, and their colours; unit vectors."""
+    crops = crops_tensor([crop_of(image, mask) for mask in masks])
+    shares = np.stack([signature(colours_of(image, mask), centres) for mask in masks])
+    return encoder(crops), torch.from_numpy(shares).float()
+
+
+def looks_of(
+    encoded: Float[Tensor, "N E"], colours: Float[Tensor, "N K"]
+) -> Float[Tensor, "N E_plus_K"]:
+    """Unit vectors of both."""
+    parts = F.normalize(encoded, dim=1), F.normalize(colours, dim=1)
+    return torch.cat([(1 - COLOUR_SHARE) ** 0.5 * parts[0], COLOUR_SHARE**0.5 * parts[1]], 1)
 
 
 class Judge:
@@ -38,18 +65,20 @@ class Judge:
         kinds: names of classes 1 and up.
         least_area: by number of subjects, the least share of the picture of an instance.
         concepts: names of all that are known.
-        looks: by class (N, E), where the encoder puts each concept's looks on that class.
+        looks: by class (N, E), each concept's looks on that class.
+        centres: (K, 3), the palette of the colours, in CIELAB.
         thresholds: see `verdict.decide`.
     """
 
     def __init__(
         self, segmenter: Segmenter, encoder: IdentityEncoder, *, kinds: Sequence[str],
         least_area: Mapping[int, float], concepts: Sequence[str], looks: Mapping[str, Tensor],
-        thresholds: Thresholds,
+        centres: np.ndarray, thresholds: Thresholds,
     ):  # fmt: skip
         self.segmenter, self.encoder = segmenter.eval(), encoder.eval()
         self.kinds, self.least_area = list(kinds), dict(least_area)
         self.concepts, self.looks, self.thresholds = list(concepts), dict(looks), thresholds
+        self.centres = centres
 
     def classes(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Class at each place, (B, SIDE/2, SIDE/2); 0 is background, k is `kinds[k - 1]`."""
@@ -87,7 +116,8 @@ class Judge:
         """Per (class, mask) the cosine with every known concept's looks, in [-1, 1]."""
         if not found:
             return []
-        vectors = self.encoder(crops_tensor([crop_of(image, mask) for _, mask in found]))
+        masks = [mask for _, mask in found]
+        vectors = looks_of(*seen_as(self.encoder, self.centres, image, masks))
         scores = [self.looks[kind] @ vector for (kind, _), vector in zip(found, vectors)]
         return [dict(zip(self.concepts, row.tolist())) for row in scores]
 
@@ -123,10 +153,11 @@ def load_judge(folder: Path = WEIGHTS / "judge") -> Judge:
     encoder = IdentityEncoder()
     weights = load_file(folder / "encoder.safetensors")
     encoder.load_state_dict({name: value.float() for name, value in weights.items()})
-    looks = load_file(folder / "looks.safetensors")
+    looks = {k: found.float() for k, found in load_file(folder / "looks.safetensors").items()}
+    centres = looks.pop(PALETTE).numpy()
     return Judge(
         segmenter, encoder, kinds=data["kinds"], concepts=data["concepts"],
         least_area={int(n): a for n, a in data["least_area"].items()},
-        looks={kind: found.float() for kind, found in looks.items()},
+        looks=looks, centres=centres,
         thresholds=Thresholds(data["least_similarity"], data["least_lead"]),
     )  # fmt: skip

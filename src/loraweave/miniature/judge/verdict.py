@@ -1,12 +1,14 @@
 """What counts as right, and the names of the ways to fail.
 
 For each concept of a scene: right when its class has exactly as many instances as the scene has
-concepts of that class and the instance assigned to it has it as its nearest concept; missing with
-too few instances of the class; duplicated with too many; swapped when the nearest concept is
-another one of the scene; blended when it is too unlike itself or too like another concept of the
-scene. How much it is one of two is measured by its lead: the difference of its similarities to
-both over the distance of both, which is 1 for the one, -1 for the other and 0 for half of each.
-From `least_lead` on it is itself, down to -`least_lead` neither, below that the other one.
+concepts of that class, and the instance assigned to it is nearest to it, or nearly as near as to
+any other known concept of the class (`SAME`); missing with too few instances of the class;
+duplicated with too many; swapped when the nearest concept is another one of the scene; blended
+when it is too unlike itself or too like another concept of the scene.
+
+How much it is one of two is measured by its lead: the difference of its similarities to both over
+the distance of both, which is 1 for the one, -1 for the other and 0 for half of each. From
+`least_lead` on it is itself, down to -`least_lead` neither, below that the other one.
 """
 
 from collections import Counter
@@ -92,6 +94,8 @@ class Thresholds:
 
 LEAST_DISTANCE = 0.05
 """Of two concepts' looks, so that a lead over one that looks the same stays finite."""
+SAME = 0.1
+"""By how much a third concept may be nearer; chosen on labelled pictures."""
 Alike = Callable[[str, str, str], float]
 """Cosine between the looks of two concepts (first and second) on a class (third)."""
 
@@ -139,5 +143,6 @@ def _identity(
         return "swapped"
     if lead < thresholds.least_lead or similarity[name] < thresholds.least_similarity.get(name, 0):
         return "blended"
-    # Nearest among all known concepts, too: a third one's looks are nobody's here.
-    return "right" if instance.nearest == name else "blended"
+    # A third one's looks are nobody's here.
+    own, most = similarity[name], similarity[instance.nearest]
+    return "right" if most - own <= SAME else "blended"

@@ -6,16 +6,20 @@ of somebody else, so that the encoder has to look at all of them. Two views of a
 its looks and nothing else: place, size, side, background, neighbours and wear are drawn anew
 (NT-Xent, Chen et al. 2020, with the family's other members among the negatives).
 
-Views are drawn once and kept; training mirrors and tints them anew.
+Views are drawn once and kept; training mirrors and tints them anew. A second part of the training
+mixes them with views that the denoiser has painted over (`dream.py`): without these the encoder
+takes the smears of a generated picture for another individual.
 """
 
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers import StableDiffusionPipeline
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from jaxtyping import Float, UInt8
 from PIL import Image
@@ -26,9 +30,11 @@ from torch import Tensor
 from ...progress import track
 from ..codec import images_of, pixels_of
 from ..judge.identity import IdentityEncoder, crop_of, crops_tensor
+from ..prompts import listed
 from ..segmenter import SIDE
 from ..world import Drawing, Subject, WorldSettings, render
 from ..world.sample import EYES, half_blended, place_subjects, sample_subject
+from .dream import dreamed
 from .judge import coded, worn
 from .run import Fit, Run
 
@@ -67,10 +73,16 @@ def _patterned(rng: random.Random, subject: Subject, world: WorldSettings) -> st
     return rng.choice([p for p in world.patterns if p != "plain"])
 
 
-def view(
-    rng: random.Random, subject: Subject, world: WorldSettings
-) -> tuple[Image.Image, np.ndarray]:
-    """A scene with the subject somewhere in it, and its visible mask."""
+class View(NamedTuple):
+    """A scene, its bare caption, and where the subject is in it."""
+
+    image: Image.Image
+    mask: np.ndarray
+    caption: str
+
+
+def view(rng: random.Random, subject: Subject, world: WorldSettings) -> View:
+    """A scene with the subject somewhere in it."""
     n = rng.choices((1, 2, 3), (0.3, 0.5, 0.2))[0]
     subjects = [sample_subject(rng, rng.choice(world.kinds), world) for _ in range(n)]
     own = rng.randrange(n)
@@ -79,7 +91,8 @@ def view(
     drawn = render(Drawing(placed, rng.choice(world.backgrounds), rng.randrange(2**31)), SIDE)
     if drawn.masks[own].sum() < 40:  # hidden: seen alone instead
         return view(rng, subject, replace(world, kinds=(subject.kind,)))
-    return drawn.image, drawn.masks[own]
+    caption = listed([one.kind for one in subjects], drawn.drawing.background)
+    return View(drawn.image, drawn.masks[own], caption)
 
 
 def frayed(mask: np.ndarray, rng: random.Random) -> np.ndarray:
@@ -108,40 +121,62 @@ def contrastive(vectors: Tensor, individuals: Tensor) -> Tensor:
 
 @torch.no_grad()
 def crop_pool(
-    run: Run, vae: AutoencoderKL, world: WorldSettings, families: int
-) -> UInt8[Tensor, "F V 3 s s"]:
+    run: Run, vae: AutoencoderKL, world: WorldSettings, families: int,
+    pipe: StableDiffusionPipeline | None = None,
+) -> UInt8[Tensor, "F V 3 s s"]:  # fmt: skip
     """Crops of `families` families; of V views, 2 i and 2 i + 1 show member i.
 
-    Read from `crops.safetensors` if an earlier start left it.
+    Read from a file in the run's folder if an earlier start left it.
+
+    Args:
+        run: for the file and the random numbers.
+        vae: every second family went through it.
+        world: whose individuals they are.
+        families: how many.
+        pipe: paints over all of them, if given.
     """
-    path = run.folder / "crops.safetensors"
+    name = "crops" if pipe is None else "dreams"
+    path = run.folder / f"{name}.safetensors"
     if path.exists() and len(found := load_file(path)["crops"]) == families:
         return found
     crops = []
-    for number in track(range(families), "miniature: crops", total=families):
-        g = run.generator("crops", number)
+    for number in track(range(families), f"miniature: {name}", total=families):
+        g = run.generator(name, number)
         rng = random.Random(int(torch.randint(2**31, (1,), generator=g)))
         views = [view(rng, one, world) for one in family(rng, world) for _ in range(2)]
-        worn_views = worn_crops(views, vae if number % 2 else None, rng, g)
-        crops.append(((worn_views + 1) * 127.5).round().byte())
+        pixels = pixels_of([one.image for one in views])
+        if pipe is not None:
+            pixels = dreamed(pipe, pixels, [one.caption for one in views], g)
+        elif number % 2:
+            pixels = coded(pixels, vae, g)
+        crops.append(((worn_crops(pixels, views, rng, g) + 1) * 127.5).round().byte())
     pool = torch.stack(crops).contiguous()
     save_file({"crops": pool}, path)
     return pool
 
 
 def train_encoder(
-    run: Run, vae: AutoencoderKL, world: WorldSettings, steps: int, families: int,
-    rate: float = 1e-3,
+    run: Run, stage: str, pools: Sequence[Tensor], steps: int, *, rate: float = 1e-3,
+    start: IdentityEncoder | None = None,
 ) -> IdentityEncoder:  # fmt: skip
-    """Train the encoder, or finish a run that was interrupted."""
-    pool = crop_pool(run, vae, world, families)
+    """Train the encoder, or finish a run that was interrupted.
+
+    Args:
+        run: for checkpoints and the random numbers.
+        stage: their name.
+        pools: (F, V, 3, s, s) each; every batch has as many families of each.
+        steps: of the optimiser.
+        rate: the highest learning rate.
+        start: goes on from this one, which is changed.
+    """
     torch.manual_seed(run.seed)
-    encoder = IdentityEncoder()
-    fit = Fit(run, "encoder", encoder, steps=steps, rate=rate, average=0.995, weight_decay=1e-2)
+    encoder = start or IdentityEncoder()
+    fit = Fit(run, stage, encoder, steps=steps, rate=rate, average=0.995, weight_decay=1e-2)
     for step in fit.steps():
-        g = run.generator("encoder", step.number)
-        chosen = torch.randperm(len(pool), generator=g)[:FAMILIES]
-        crops = varied(pool[chosen].flatten(0, 1).float() / 127.5 - 1, g)
+        g = run.generator(stage, step.number)
+        share = FAMILIES // len(pools)
+        chosen = torch.cat([p[torch.randperm(len(p), generator=g)[:share]] for p in pools])
+        crops = varied(chosen.flatten(0, 1).float() / 127.5 - 1, g)
         individuals = torch.arange(len(crops) // 2).repeat_interleave(2)
         with torch.autocast("cpu", torch.bfloat16):
             vectors = encoder(crops).float()
@@ -163,13 +198,10 @@ def varied(crops: Float[Tensor, "B 3 s s"], g: torch.Generator) -> Float[Tensor,
 
 
 def worn_crops(
-    views: Sequence[tuple[Image.Image, np.ndarray]], vae: AutoencoderKL | None,
-    rng: random.Random, g: torch.Generator,
-) -> Tensor:  # fmt: skip
-    """Crops of views that went through what generated pictures go through."""
-    pixels = pixels_of([image for image, _ in views])
-    pixels = worn(pixels if vae is None else coded(pixels, vae, g), g)
-    seen = zip(images_of(pixels), (frayed(mask, rng) for _, mask in views))
+    pixels: Float[Tensor, "B 3 H W"], views: Sequence[View], rng: random.Random, g: torch.Generator
+) -> Float[Tensor, "B 3 s s"]:
+    """Crops of views whose pictures went through more of what generated pictures go through."""
+    seen = zip(images_of(worn(pixels, g)), (frayed(one.mask, rng) for one in views))
     return crops_tensor([crop_of(image, mask) for image, mask in seen])
 
 

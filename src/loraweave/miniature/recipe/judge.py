@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers import StableDiffusionPipeline
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from jaxtyping import Float, UInt8
 from PIL import Image
@@ -17,19 +18,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ...progress import track
-from ..codec import decoded, pixels_of, posterior_of, through
+from ..codec import decoded, images_of, pixels_of, posterior_of
 from ..concepts import CONCEPTS, KNOWN, draw_concepts, draw_subjects
-from ..judge.identity import IdentityEncoder, crop_of, crops_tensor
-from ..judge.judge import Judge
+from ..judge.colours import colours_of, palette
+from ..judge.identity import IdentityEncoder
+from ..judge.judge import PALETTE, Judge, looks_of, seen_as
 from ..judge.verdict import Thresholds
+from ..prompts import listed
 from ..segmenter import SIDE, Segmenter
-from ..world import BACKGROUNDS, WorldSettings, render, sample_drawing
+from ..world import BACKGROUNDS, Rendering, Subject, WorldSettings, render, sample_drawing
 from ..world.styles import STYLES, in_style
+from .dream import dreamed
 from .run import Fit, Run
 
 CONCEPT_SHARE = 0.3  # of the judge's scenes show concepts instead of random subjects
 STYLED_SHARE = 0.08  # of all scenes are in a style
-LEAST_LEAD = 0.4  # over another concept of the scene; chosen on tuning scenes
+LEAST_LEAD = 0.2  # over another concept of the scene; chosen on labelled pictures
+COLOURS = 96  # of the palette that looks are told by
 BLENDED_SHARE, BLENDED_MOST = 0.3, 0.3  # of pictures, and of another picture mixed into one
 
 
@@ -153,24 +158,55 @@ def least_areas(world: WorldSettings, samples: int = 400) -> dict[int, float]:
 
 @torch.no_grad()
 def concept_looks(
-    encoder: IdentityEncoder, vae: AutoencoderKL, kinds: Sequence[str], views: int
-) -> dict[str, Float[Tensor, "N E"]]:
-    """By class the mean direction of each concept's looks on it, over decoded drawings."""
-    looks = {}
+    encoder: IdentityEncoder, pipe: StableDiffusionPipeline, kinds: Sequence[str], views: int
+) -> tuple[dict[str, Float[Tensor, "N E"]], Float[np.ndarray, "K 3"]]:
+    """By class the mean direction of each concept's looks on it, and the palette of all colours.
+
+    Half of the views are decoded drawings, half were painted over by the base model.
+    """
+    seen: dict[tuple[str, str], list[tuple[Image.Image, np.ndarray]]] = {}
     for kind in track(kinds, "miniature: looks", total=len(kinds)):
-        rows = []
         for name, concept in KNOWN.items():
-            dressed, crops = replace(concept.subject, kind=kind), []
-            for view in range(views):
-                rng = random.Random(f"{name} {view}")
-                other = KNOWN[rng.choice([n for n in KNOWN if n != name])].subject
-                subjects = [dressed] if view % 2 else [dressed, other]
-                drawn = draw_subjects(subjects, rng.choice(BACKGROUNDS), 90_000 + view, SIDE)
-                (seen,) = through(vae, [drawn.image])
-                crops.append(crop_of(seen, drawn.masks[0][1::2, 1::2]))
-            rows.append(F.normalize(encoder(crops_tensor(crops)).mean(0), dim=0))
-        looks[kind] = torch.stack(rows)
-    return looks
+            dressed = replace(concept.subject, kind=kind)
+            seen[kind, name] = _seen(pipe, [_look(name, dressed, view) for view in range(views)])
+    rng = np.random.default_rng(0)
+    some = [rng.choice(colours_of(*pairs[0]), 60) for pairs in seen.values()]
+    centres = palette(np.concatenate(some), COLOURS).astype(np.float32)
+    looks = {}
+    for kind in kinds:
+        rows = []
+        for name in KNOWN:
+            views_of = [seen_as(encoder, centres, i, [mask]) for i, mask in seen[kind, name]]
+            rows.append([torch.cat(part).mean(0) for part in zip(*views_of)])
+        encoded, colours = (torch.stack(part) for part in zip(*rows))
+        looks[kind] = looks_of(encoded, colours)
+    return looks, centres
+
+
+def _seen(
+    pipe: StableDiffusionPipeline, drawings: Sequence[Rendering]
+) -> list[tuple[Image.Image, np.ndarray]]:
+    """Pictures of drawings with the first subject's mask at half the resolution."""
+    pixels = pixels_of([drawn.image for drawn in drawings])
+    painted = -(-len(drawings) // 2)  # the first ones; the others are only decoded
+    captions = [
+        listed([s.kind for s in drawn.drawing.subjects], drawn.drawing.background)
+        for drawn in drawings[:painted]
+    ]
+    images = images_of(
+        dreamed(pipe, pixels[:painted], captions, torch.Generator().manual_seed(90_000))
+    )
+    if painted < len(drawings):
+        images += images_of(decoded(pipe.vae, posterior_of(pipe.vae, pixels[painted:]).mean))
+    return [(image, drawn.masks[0][1::2, 1::2]) for image, drawn in zip(images, drawings)]
+
+
+def _look(name: str, dressed: Subject, view: int) -> Rendering:
+    """A drawing of a concept's looks on some class: alone, or beside another concept."""
+    rng = random.Random(f"{name} {view}")
+    other = KNOWN[rng.choice([n for n in KNOWN if n != name])].subject
+    subjects = [dressed] if view % 2 else [dressed, other]
+    return draw_subjects(subjects, rng.choice(BACKGROUNDS), 90_000 + view, SIDE)
 
 
 def save_judge(judge: Judge, folder: Path) -> None:
@@ -186,6 +222,7 @@ def save_judge(judge: Judge, folder: Path) -> None:
         "concepts": judge.concepts,
     }
     looks = {kind: found.half().contiguous() for kind, found in judge.looks.items()}
+    looks[PALETTE] = torch.from_numpy(judge.centres).half()
     save_file(looks, folder / "looks.safetensors")
     (folder / "judge.json").write_text(json.dumps(data, indent=1) + "\n")
 
@@ -198,13 +235,13 @@ def save_half(module: nn.Module, path: Path) -> None:
 def new_judge(
     segmenter: Segmenter,
     encoder: IdentityEncoder,
-    vae: AutoencoderKL,
+    pipe: StableDiffusionPipeline,
     world: WorldSettings,
     views: int,
 ) -> Judge:
     """A judge that is not calibrated yet: only what is like another concept counts as blended."""
+    looks, centres = concept_looks(encoder, pipe, world.kinds, views)
     return Judge(
         segmenter, encoder, kinds=world.kinds, least_area=least_areas(world),
-        concepts=list(KNOWN), looks=concept_looks(encoder, vae, world.kinds, views),
-        thresholds=Thresholds({}, LEAST_LEAD),
+        concepts=list(KNOWN), looks=looks, centres=centres, thresholds=Thresholds({}, LEAST_LEAD),
     )  # fmt: skip

@@ -20,7 +20,7 @@ from ..world import CROWDED_WORLD, FIRST_WORLD, FULL_WORLD, TAUGHT_WORLD, WorldS
 from .base import train_base
 from .calibrate import calibrated
 from .decoder import make_sure, train_decoder
-from .encoder import train_encoder
+from .encoder import crop_pool, train_encoder
 from .judge import new_judge, save_half, save_judge, train_segmenter
 from .loras import train_loras
 from .pool import build_pool
@@ -56,6 +56,7 @@ class Size:
         judge_steps, finder_steps, encoder_steps: optimiser steps of the judge's segmenter, of the
             other one and of the identity encoder.
         judge_scenes, families: what these learn from.
+        dream_steps, dreams: of the encoder with families that the denoiser painted over.
         style_steps, style_scenes: of the reader of styles.
         decoder_steps: of the decoder alone, at the end.
         views: drawings of each concept on each class for the judge.
@@ -71,6 +72,8 @@ class Size:
     judge_scenes: int
     encoder_steps: int
     families: int
+    dream_steps: int
+    dreams: int
     style_steps: int
     style_scenes: int
     decoder_steps: int
@@ -94,6 +97,8 @@ SIZES = {
         judge_scenes=8000,
         encoder_steps=6000,
         families=2500,
+        dream_steps=1500,
+        dreams=1000,
         style_steps=400,
         style_scenes=1500,
         decoder_steps=1500,
@@ -109,6 +114,8 @@ SIZES = {
         judge_scenes=32,
         encoder_steps=2,
         families=16,
+        dream_steps=2,
+        dreams=8,
         style_steps=2,
         style_scenes=32,
         decoder_steps=2,
@@ -151,9 +158,9 @@ def train_miniature(folder: str | Path, size: str = "small", seed: int = 0) -> d
     assert vae is not None
     assert pipe is not None
     loras = train_loras(pipe, run.folder, recipe.lora_steps, recipe.loras)
-    judge, finder = _judge(run, recipe, vae)
     world = replace(recipe.parts[-1].world, mirrored=0.5)
-    pipe.vae = train_decoder(run, vae, world, recipe.pixels, recipe.decoder_steps)
+    pipe.vae = train_decoder(run, pipe.vae, world, recipe.pixels, recipe.decoder_steps)
+    judge, finder = _judge(run, recipe, vae, pipe)
     judge = calibrated(run, judge, pipe, loras, recipe.calibration)
     reader = train_style_reader(run, vae, recipe.style_steps, recipe.style_scenes)
     weights = collect(run.folder, judge, finder, reader, pipe)
@@ -185,13 +192,20 @@ def _base(
     )  # fmt: skip
 
 
-def _judge(run: Run, recipe: Size, vae: AutoencoderKL) -> tuple[Judge, Segmenter]:
+def _judge(
+    run: Run, recipe: Size, vae: AutoencoderKL, pipe: StableDiffusionPipeline
+) -> tuple[Judge, Segmenter]:
     """The judge, not calibrated, and the segmenter for methods that need one."""
     world, scenes = CROWDED_WORLD, recipe.judge_scenes
     segmenter = train_segmenter(run, "judge", vae, world, recipe.judge_steps, scenes)
     finder = train_segmenter(run, "finder", vae, world, recipe.finder_steps, scenes, concepts=0.0)
-    encoder = train_encoder(run, vae, FULL_WORLD, recipe.encoder_steps, recipe.families)
-    return new_judge(segmenter, encoder, vae, FULL_WORLD, recipe.views), finder
+    drawn = crop_pool(run, vae, FULL_WORLD, recipe.families)
+    encoder = train_encoder(run, "encoder", [drawn], recipe.encoder_steps)
+    dreams = crop_pool(run, vae, FULL_WORLD, recipe.dreams, pipe)
+    encoder = train_encoder(
+        run, "dreams", [drawn, dreams], recipe.dream_steps, rate=5e-4, start=encoder
+    )
+    return new_judge(segmenter, encoder, pipe, FULL_WORLD, recipe.views), finder
 
 
 def collect(
