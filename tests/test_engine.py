@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler
+from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 
 from loraweave.backbone.sd1 import StableDiffusion1
@@ -15,7 +15,7 @@ from loraweave.denoise.composition import composition, frozen
 from loraweave.denoise.executor import executing
 from loraweave.denoise.hooks import AdapterHooks, adapter_hooks
 from loraweave.denoise.loop import Stage, StepScheduler, denoise, guided
-from loraweave.errors import MethodError
+from loraweave.errors import MethodError, SceneError
 from loraweave.layout.masks import fused, resized
 from loraweave.lora.adapter import load_adapter
 from loraweave.lora.pipeline import gather_adapters
@@ -472,6 +472,13 @@ def test_fusing_noise_equals_fusing_latents_under_ddim(double, loras):
     torch.testing.assert_close(by_noise, by_latent, atol=1e-10, rtol=0)
     overlap = torch.stack(stage.trace.masks).sum(2)
     assert overlap.amax() == 2, "a case without overlap would prove less"
+
+
+def test_more_steps_than_the_scheduler_has_timesteps_are_refused():
+    scheduler = DDIMScheduler(num_train_timesteps=20, steps_offset=1)
+    with pytest.raises(SceneError, match=r"20 steps are too many .* timestep 20 and knows 0 to 19"):
+        StepScheduler(scheduler, 20, torch.device("cpu"), None)
+    assert len(StepScheduler(scheduler, 19, torch.device("cpu"), None).timesteps) == 19
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

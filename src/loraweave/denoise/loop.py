@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..errors import SceneError
 from ..progress import progress_bar
 
 OnStep = Callable[[int, Tensor, Tensor], Tensor]
@@ -72,6 +73,12 @@ class StepScheduler:
     def __init__(self, scheduler, steps: int, device: torch.device, generator):
         self.inner: Any = copy.deepcopy(scheduler)
         self.inner.set_timesteps(steps, device=device)
+        known, highest = self.inner.config.num_train_timesteps, float(self.inner.timesteps.max())
+        if highest >= known:  # diffusers' own error is an index out of bounds
+            raise SceneError(
+                f"{steps} steps are too many for this scheduler: it would begin at timestep "
+                f"{highest:.0f} and knows 0 to {known - 1}; take fewer steps"
+            )
         accepted = inspect.signature(self.inner.step).parameters
         self._extra = {"generator": generator} if "generator" in accepted else {}
 
