@@ -35,7 +35,7 @@ def colours_of(image: Image.Image, mask: Bool[np.ndarray, "h w"]) -> Float[np.nd
 
 def palette(colours: Float[np.ndarray, "N 3"], count: int) -> Float[np.ndarray, "K 3"]:
     """The `count` colours that stand for all of them (k-means)."""
-    return kmeans2(colours, count, seed=0, minit="++")[0]
+    return kmeans2(colours, count, rng=np.random.default_rng(0), minit="++")[0]
 
 
 def signature(
