@@ -174,6 +174,16 @@ def test_one_concept_everywhere_is_plain_sampling_with_its_lora(double, loras):
     assert found.info["rows"] == 6
 
 
+def test_a_concepts_words_alone_are_a_prompt_of_their_own(double, loras):
+    own, everywhere = {"b": loras["b"]}, {"b": Region(box=(0, 0, 1, 1))}
+    expected = draw(double, own, "[sks cat](b)", "merge").images
+    found = draw(
+        double, own, "a [sks cat](b) in the meadow", "masked", regions=everywhere,
+        settings={"text": "alone"},
+    )  # fmt: skip
+    torch.testing.assert_close(found.images, expected, atol=1e-5, rtol=0)
+
+
 def test_regions_decide(double, loras):
     regions = {"a": Region(box=(0, 0, 0.5, 1)), "b": Region(box=(0.5, 0, 1, 1))}
     found = draw(double, loras, PROMPT, "masked", regions=regions)

@@ -17,6 +17,7 @@ from loraweave.prompt import (
     parse_prompt,
     pass_prompts,
     with_trigger,
+    words_alone,
 )
 
 MEADOW = "a [sks cat](blackcat) and a [zwx dog](golddog:0.8) in the meadow"
@@ -56,6 +57,13 @@ def test_pass_prompts_of_meadow():
             {"golddog": Span(12, 15)},
         ),
     ]
+
+
+def test_a_concepts_words_alone():
+    parsed = parse_prompt("a [sks cat](a) and a [|golden retriever](b) in the snow")
+    cat, dog = words_alone(parsed, "a"), words_alone(parsed, "b")
+    assert cat == PassPrompt("sks cat", {"a": Span(4, 7)}, {"a": Span(0, 3)})
+    assert dog == PassPrompt("golden retriever", {"b": Span(0, 16)}, {})
 
 
 def test_full_prompt_has_all_triggers():

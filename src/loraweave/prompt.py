@@ -32,6 +32,7 @@ __all__ = [
     "pass_prompt",
     "pass_prompts",
     "with_trigger",
+    "words_alone",
 ]
 
 
@@ -69,6 +70,15 @@ def pass_prompts(parsed: ParsedPrompt) -> list[PassPrompt]:
 def full_prompt(parsed: ParsedPrompt) -> PassPrompt:
     """The text with all triggers, for methods that have a single conditioning."""
     return pass_prompt(parsed, {c.name for c in parsed.concepts})
+
+
+def words_alone(parsed: ParsedPrompt, name: str) -> PassPrompt:
+    """A concept's trigger and noun, without the rest of the prompt."""
+    words = next(concept for concept in parsed.concepts if concept.name == name)
+    text, triggers = words.noun, {}
+    if words.trigger:
+        text, triggers = f"{words.trigger} {text}", {name: Span(0, len(words.trigger))}
+    return PassPrompt(text, {name: Span(len(text) - len(words.noun), len(text))}, triggers)
 
 
 def with_trigger(parsed: ParsedPrompt, name: str, trigger: str) -> str:

@@ -17,8 +17,10 @@ from ..denoise.executor import Executor
 from ..denoise.loop import Stage, StepScheduler, guided
 from ..layout.masks import with_base
 from ..layout.regions import region_masks, strip_masks
-from ..prompt import full_prompt
+from ..prompt import full_prompt, words_alone
 from .base import Method, MethodSettings
+
+Text = Literal["shared", "own", "alone"]
 
 
 class MaskedSettings(MethodSettings):
@@ -28,11 +30,12 @@ class MaskedSettings(MethodSettings):
         layout: where the concepts are: `regions`, as the user says; `strips`, the picture cut
             from left to right in the order of the prompt.
         text: `shared`, the whole prompt everywhere; `own`, in each region the prompt with that
-            concept's trigger only, and plain nouns outside.
+            concept's trigger only, and plain nouns outside; `alone`, in each region that
+            concept's words and no others, so that it says what is where.
     """
 
     layout: Literal["regions", "strips"] = "regions"
-    text: Literal["shared", "own"] = "shared"
+    text: Text = "shared"
 
 
 class Masked(Method):
@@ -78,10 +81,17 @@ class MaskedStage(Stage):
         return guided(out.noise[:, 0], self.guidance)
 
 
-def owners(composition: Composition, text: Literal["shared", "own"]) -> list[Pass]:
-    """The base model and every concept, each with the whole prompt or with its own trigger."""
+def owners(composition: Composition, text: Text) -> list[Pass]:
+    """The base model and every concept, each with its text."""
     if text == "own":
         return composition.passes()
+    if text == "alone":
+        parsed = composition.scene.parsed
+        return [
+            composition.make_pass((), background=True),
+            *(composition.make_pass([c], prompt=words_alone(parsed, c.name))
+              for c in composition.concepts),
+        ]  # fmt: skip
     prompt = full_prompt(composition.scene.parsed)
     base = composition.make_pass((), background=True, prompt=prompt)
     return [base, *(composition.make_pass([c], prompt=prompt) for c in composition.concepts)]
