@@ -4,11 +4,14 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
+from loraweave.api import compose
 from loraweave.evaluate.figures import labelled_grid
 from loraweave.loading import load
+from loraweave.lora_ref import LoraRef
 from loraweave.miniature.checks.pictures import drawn
 from loraweave.miniature.demo import run_demo
 from loraweave.miniature.extras import EXTRAS
@@ -62,6 +65,37 @@ def lora_sample(pipe: StableDiffusionPipeline, path: Path) -> None:
     labelled_grid(rows, [], path, title=title)
 
 
+def placed_sample(pipe: StableDiffusionPipeline, path: Path) -> None:
+    """A style LoRA and an accessory LoRA by where they act, on one pair by clora."""
+    pair = "a [qvk cat](tigercat){} and a [zwx dog](golddog){} at the beach"
+    plain, hat = pair.format("", ""), " with a [lvq hat](wizardhat)"
+    scenes: list[tuple[str, str, dict[str, LoraRef]]] = [
+        ("no style", plain, {}),
+        ("everywhere", f"{plain} <lora:sepia:1>", {"sepia": _shipped("sepia")}),
+        ("on the cat", f"{plain} <lora:sepia:1>", {"sepia": _shipped("sepia", "tigercat")}),
+        ("behind them", f"{plain} <lora:sepia:1>", {"sepia": _shipped("sepia", "background")}),
+        ("hat on the cat", pair.format(hat, ""), {"wizardhat": _shipped("wizardhat", "tigercat")}),
+        ("hat on the dog", pair.format("", hat), {"wizardhat": _shipped("wizardhat", "golddog")}),
+    ]  # fmt: skip
+    rows = []
+    for seed in (1, 2):
+        images = [
+            compose(
+                pipe, prompt, method="clora", progress=False,
+                loras={n: _shipped(n) for n in ("tigercat", "golddog")} | others,
+                generator=torch.Generator().manual_seed(seed),
+            ).images[0]
+            for _, prompt, others in scenes
+        ]  # fmt: skip
+        rows.append((f"seed {seed}", images))
+    title = "a style LoRA and a hat LoRA by where they act, clora on the miniature"
+    labelled_grid(rows, [label for label, _, _ in scenes], path, title=title)
+
+
+def _shipped(name: str, on: str | None = None) -> LoraRef:
+    return LoraRef(path=lora_file(name), on=on)
+
+
 def main() -> None:
     """Write docs/pictures."""
     PICTURES.mkdir(exist_ok=True)
@@ -69,6 +103,7 @@ def main() -> None:
     pipe = load("miniature", device="cpu")
     base_sample(pipe, PICTURES / "base.png")
     lora_sample(pipe, PICTURES / "loras.png")
+    placed_sample(pipe, PICTURES / "placed.png")
     with tempfile.TemporaryDirectory() as folder:
         run_demo(Path(folder))
         for name in ("grid.png", "maps.png", "clora.png", "merge.png"):

@@ -96,7 +96,7 @@ Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1, mps, ...", show_default="cuda if there")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and notes only.")]
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _MOST_SEEDS = 1000
