@@ -366,7 +366,10 @@ class TestReports:
         listed = {one["name"]: one for one in json.loads(run("methods", "--json").stdout)}
         assert set(listed) == set(METHODS)
         assert listed["clora"]["settings"]["refinement_steps"] == [0, 10, 20]
-        assert listed["merge"]["settings"] == {}
+        keys = {"name", "training", "regions", "extra_models", "any_lora", "calls_per_step"}
+        assert all(one.keys() >= keys | {"max_concepts", "refuses"} for one in listed.values())
+        assert listed["merge"]["settings"]["rule"] == "sum"
+        assert any("DoRA" in words for words in listed["merge"]["refuses"])
 
     def test_inspect_a_lora(self, lora_files):
         text = run("inspect", lora_files["cat"]).stdout

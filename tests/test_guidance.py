@@ -158,17 +158,14 @@ def test_pictures_stop_refining_each_at_its_own_time(double, loras):
 
 
 def test_conform_is_a_contrast_with_the_step_before(double, loras):
-    given = {"step_rule": "literal", "refinement_steps": [1], "refinements": 2, "sharpen": False}
-    given["smoothing"] = 0
+    given = {"step_rule": "literal", "refinement_steps": [1], "refinements": 2, "smoothing": 0}
     with stage_of(double, loras, Conform(given)) as stage:
         assert stage.labels == [0, 0, 1, 1]
         assert stage.tokens == [2, CAT, 6, DOG]
 
         def maps(z, t):
             out = stage.executor.evaluate(stage.passes, z, t, halves="conditional")
-            own = out.maps[0, 0, 0][:, stage.tokens].T
-            low, high = own.amin(1, keepdim=True), own.amax(1, keepdim=True)
-            return (own - low) / (high - low)
+            return out.maps[0, 0, 0][:, stage.tokens].T
 
         def contrast(embeddings, labels):
             unit, terms = F.normalize(embeddings, dim=1), []
@@ -209,7 +206,7 @@ def test_one_concept_has_nothing_to_differ_from(double, loras):
 
 def test_total_variation_and_divergence_by_hand():
     maps = torch.tensor([[[0.0], [1.0], [3.0], [3.0]]])  # (1, 4, 1): rows (0, 1), (3, 3)
-    assert total_variation(maps, (2, 2)).tolist() == [[(3 + 2) + (1 + 0)]]
+    assert total_variation(maps, (2, 2)).tolist() == [[(3 + 2) / 2 + (1 + 0) / 2]]
     a, b = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])
     assert jensen_shannon(a, b).item() == pytest.approx(math.log(2))
     assert jensen_shannon(a, 3 * a).item() == pytest.approx(0, abs=1e-6)
@@ -222,6 +219,14 @@ def test_other_objectives_go_down(double, loras, settings):
         stage.refine(start(), 0, stage.scheduler.timesteps[0])
     losses = [loss.item() for _, loss in stage.trace.losses]
     assert losses[-1] < losses[0]
+
+
+def test_divide_has_goals_of_its_own(double, loras):
+    with stage_of(double, loras, AttendAndExcite({"objective": "divide"})) as stage:
+        reached, missed = -torch.tensor([0.21, 0.19])
+        assert stage.unfinished(10, 49, torch.stack([reached, missed])).tolist() == [False, True]
+        assert not stage.unfinished(10, 50, missed[None]).any()
+        assert not stage.unfinished(11, 0, missed[None]).any()
 
 
 def test_without_updates_both_are_merge(double, loras):

@@ -6,18 +6,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
 from typer.testing import CliRunner
 
 import loraweave
 from loraweave import LoraError
 from loraweave.cli import app
 from loraweave.lora.adapter import load_adapter
-from loraweave.lora.merging import largest, merged_adapter, put_together
+from loraweave.lora.merging import largest, merged_adapter, put_together, side_by_side
 from loraweave.lora.updates import LowRank
 from tiny import random_lora, tiny_pipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore:Already found a .peft_config.:UserWarning")
 
+EVEN = torch.ones(2)
 PROMPT = "a [sks cat](a:0.8) and a [zwx dog](b:0.5) in the meadow"
 
 
@@ -73,10 +75,27 @@ def test_the_sum_is_pefts_cat(pipe, files, weighted):
         torch.testing.assert_close(merged.unet[path].weight(), expected, atol=1e-5, rtol=1e-4)
 
 
+def test_pefts_own_cat_is_the_sum():
+    """By add_weighted_adapter, in float64, on a layer of its own."""
+    torch.manual_seed(0)
+    layer = torch.nn.Sequential(torch.nn.Linear(6, 5)).double()
+    config = LoraConfig(r=2, lora_alpha=3, target_modules=["0"], init_lora_weights=False)
+    model = get_peft_model(layer, config, "one")
+    model.add_adapter("two", LoraConfig(r=3, target_modules=["0"], init_lora_weights=False))
+    model.double().add_weighted_adapter(["one", "two"], [0.8, 0.5], "both", combination_type="cat")
+    lora = model.base_model.model[0]
+    own = [
+        (LowRank(lora.lora_A[n].weight, lora.lora_B[n].weight, lora.scaling[n]), weight)
+        for n, weight in (("one", 0.8), ("two", 0.5))
+    ]
+    found = side_by_side(own).weight()
+    torch.testing.assert_close(found, lora.get_delta_weight("both"), atol=1e-12, rtol=0)
+
+
 @pytest.mark.parametrize("rule", ["sum", "magnitude", "ties", "dare", "dare_ties"])
 def test_keeping_everything_is_the_sum_or_its_mean(rule):
     deltas = torch.tensor([[1.0, -2.0, 3.0], [2.0, -1.0, 1.0]])
-    found = put_together(deltas, rule, 1.0, "k")
+    found = put_together(deltas, EVEN, rule, 1.0, "k")
     expected = deltas.mean(0) if rule.endswith("ties") else deltas.sum(0)
     torch.testing.assert_close(found, expected)
 
@@ -84,10 +103,13 @@ def test_keeping_everything_is_the_sum_or_its_mean(rule):
 def test_ties_by_hand():
     deltas = torch.tensor([[4.0, -3.0, 0.1, 2.0], [-1.0, -5.0, 3.0, 0.2]])
     # the larger half of each: [4, -3, 0, 0] and [0, -5, 3, 0]
-    assert put_together(deltas, "ties", 0.5, "").tolist() == [4.0, -4.0, 3.0, 0.0]
-    assert put_together(deltas, "magnitude", 0.5, "").tolist() == [4.0, -8.0, 3.0, 0.0]
+    assert put_together(deltas, EVEN, "ties", 0.5, "").tolist() == [4.0, -4.0, 3.0, 0.0]
+    assert put_together(deltas, EVEN, "magnitude", 0.5, "").tolist() == [4.0, -8.0, 3.0, 0.0]
     against = torch.tensor([[4.0], [-1.0], [2.0]])  # the sign of the sum is +; -1 does not agree
-    assert put_together(against, "ties", 1.0, "").tolist() == [3.0]
+    assert put_together(against, torch.ones(3), "ties", 1.0, "").tolist() == [3.0]
+    # Signs are elected before the weights count: - wins, and half of -4 is left.
+    uneven = torch.tensor([[3.0], [-4.0]])
+    assert put_together(uneven, torch.tensor([1.0, 0.5]), "ties", 1.0, "").tolist() == [-2.0]
 
 
 @settings(max_examples=25, deadline=None)
@@ -104,11 +126,11 @@ def test_the_largest_entries_are_kept(density, size, seed):
 
 def test_dare_keeps_the_mean_and_follows_its_seed():
     ones = torch.ones(1, 40_000)
-    found = put_together(ones, "dare", 0.25, "0/unet/x")
+    found = put_together(ones, EVEN[:1], "dare", 0.25, "0/unet/x")
     assert set(found.unique().tolist()) == {0.0, 4.0}
     assert found.mean().item() == pytest.approx(1, abs=0.04)  # 4.6 standard errors
-    assert torch.equal(found, put_together(ones, "dare", 0.25, "0/unet/x"))
-    assert not torch.equal(found, put_together(ones, "dare", 0.25, "1/unet/x"))
+    assert torch.equal(found, put_together(ones, EVEN[:1], "dare", 0.25, "0/unet/x"))
+    assert not torch.equal(found, put_together(ones, EVEN[:1], "dare", 0.25, "1/unet/x"))
 
 
 def test_a_low_rank_is_the_nearest(weighted):

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
@@ -14,7 +15,7 @@ from loraweave.commands.fields import changed
 from loraweave.commands.options import read_scene_fields
 from loraweave.errors import SceneError
 from loraweave.output import read_png_record
-from loraweave.scene import LoraRef, Scene, scene_schema
+from loraweave.scene import LoraRef, Region, Scene, scene_schema
 from tiny import random_lora, tiny_pipeline
 
 PROMPT = "a [sks cat](cat) and a [zwx dog](dog:0.8) in the meadow"
@@ -71,6 +72,23 @@ class TestSceneFile:
             assert image.tobytes() == expected.images[0].tobytes()
         run("generate", "--scene", scene_file, *quick, "-o", out / "b.png")
         assert (out / "a.png").read_bytes() == (out / "b.png").read_bytes()
+
+    def test_regions_from_options(self, out, base_folder, scene_file, tmp_path):
+        Image.new("L", (4, 4), 255).save(tmp_path / "all.png")
+        masked = ["generate", scene_file, "--base", base_folder, "--device", "cpu", "-q",
+                  "--method", "masked", "--region", "cat=0, 0, .5, 1"]  # fmt: skip
+        boxes = {"cat": Region(box=(0, 0, 0.5, 1)), "dog": Region(box=(0.5, 0, 1, 1))}
+        right = ["--region", "dog=0.5,0,1,1"]
+        result = run(*masked, *right, "--pass-batch", "1", "-o", out / "a.png")
+        assert result.exit_code == 0, result.stderr
+        scene = Scene.from_file(scene_file).replace(regions=boxes)
+        expected = np.asarray(compose(tiny_pipeline(), scene, method="masked").images[0], int)
+        with Image.open(out / "a.png") as image:
+            assert np.abs(np.asarray(image, int) - expected).max() <= 1
+        assert run(*masked, "--region", f"dog={tmp_path / 'all.png'}", "-o", out / "b.png")
+        assert scene_of(out / "b.png")["regions"]["dog"]["image"].endswith("all.png")
+        refused(run(*masked, "--region", "dog=0,0,2,1", "-o", out / "c.png"), "outside the picture")
+        refused(run(*masked, "-o", out / "c.png"), "no region for dog", "--region dog=")
 
     def test_every_field_can_be_overridden(self, out, quick, scene_file, lora_files):
         result = run(

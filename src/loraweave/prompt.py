@@ -78,7 +78,10 @@ def words_alone(parsed: ParsedPrompt, name: str) -> PassPrompt:
     text, triggers = words.noun, {}
     if words.trigger:
         text, triggers = f"{words.trigger} {text}", {name: Span(0, len(words.trigger))}
-    return PassPrompt(text, {name: Span(len(text) - len(words.noun), len(text))}, triggers)
+    weight = next(w for c, w in parsed.pieces if not isinstance(c, str) and c.name == name)
+    emphasis = () if weight == 1 else ((Span(0, len(text)), weight),)
+    noun = Span(len(text) - len(words.noun), len(text))
+    return PassPrompt(text, {name: noun}, triggers, emphasis)
 
 
 def with_trigger(parsed: ParsedPrompt, name: str, trigger: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from .. import __version__
 from ..errors import MethodError
 from ..methods import get_method
-from ..miniature.judged import YARDSTICKS
+from ..miniature.judged import YARDSTICKS, without_boxes
 from ..miniature.prompts import SUITES, ConceptScene, Split, scenes
 from ..miniature.shipped import WEIGHTS
 
@@ -96,14 +96,18 @@ def suite_jobs(
 def _settings(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
     if method in YARDSTICKS:
         return dict(given)
-    defaults = {"masked": {"layout": "strips"}}.get(method, {})  # suites have no boxes
-    return get_method(method, {**defaults, **given}).settings.model_dump(mode="json")
+    return get_method(method, without_boxes(method, given)).settings.model_dump(mode="json")
 
 
 def miniature_version() -> str:
-    """The first 12 hexadecimal digits of a hash over the weights that ship."""
+    """The first 12 hexadecimal digits of a hash over all that ships: weights, thresholds, settings.
+
+    The log of the training and the golden values do not count.
+    """
     digest = hashlib.sha256()
-    for path in sorted(WEIGHTS.rglob("*.safetensors")):
+    for path in sorted(WEIGHTS.rglob("*")):
+        if not path.is_file() or path.name in ("log.json", "golden.json"):
+            continue
         digest.update(f"{path.relative_to(WEIGHTS)} {path.stat().st_size}".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]

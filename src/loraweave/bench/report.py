@@ -17,7 +17,7 @@ def report(jobs: Sequence[Job], folder: Path, against: str | None = None) -> dic
     """By method: success of concepts and pictures, classes of failure, cost, differences.
 
     Intervals are 95 % bootstrap intervals over scene-seeds; differences (in the share of right
-    concepts) are over the scene-seeds that both methods have.
+    concepts, and in right pictures) are over the scene-seeds that both methods have.
 
     Args:
         jobs: what is reported; those that are not finished are counted as `open`.
@@ -47,10 +47,14 @@ def report(jobs: Sequence[Job], folder: Path, against: str | None = None) -> dic
         for method, rows in by_method.items():
             both = rows.keys() & by_method[against].keys()
             if method != against and both:
-                differences = [
-                    _right(rows[k]) - _right(by_method[against][k]) for k in sorted(both)
-                ]
-                table[method][f"minus_{against}"] = bootstrap(differences).as_dict()
+                own, other = ([_right(r[k]) for k in sorted(both)]
+                              for r in (rows, by_method[against]))  # fmt: skip
+                concepts = [a - b for a, b in zip(own, other)]
+                pictures = [float(a == 1) - float(b == 1) for a, b in zip(own, other)]
+                table[method][f"minus_{against}"] = {
+                    "concepts_right": bootstrap(concepts).as_dict(),
+                    "pictures_right": bootstrap(pictures).as_dict(),
+                }
     return table
 
 

@@ -62,7 +62,11 @@ def report(
     settings: Settings = None,
     results: Results = Path("results"),
     against: Annotated[
-        str | None, typer.Option(help="Compare the others with this method, scene by scene.")
+        str | None,
+        typer.Option(
+            help="Compare the others with this one, scene by scene.",
+            show_default="the first",
+        ),
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -70,7 +74,8 @@ def report(
     from ..bench import report as made
     from .report import show_values
 
-    table = made(_jobs(suite, methods, size, split, steps, settings), results, against)
+    jobs = _jobs(suite, methods, size, split, steps, settings)
+    table = made(jobs, results, against or jobs[0].method)
     if as_json:
         typer.echo(json.dumps(table, indent=2))
     else:

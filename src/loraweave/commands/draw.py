@@ -31,6 +31,7 @@ def generate(
     settings: options.Settings = None,
     negative: options.Negative = None,
     negative_for: options.NegativeFor = None,
+    region: options.Regions = None,
     steps: options.Steps = None,
     guidance: options.Guidance = None,
     width: options.Width = None,
@@ -45,6 +46,7 @@ def generate(
     save_maps: Annotated[
         Path | None, typer.Option(help="Also write a figure of attention and masks (PNG).")
     ] = None,
+    pass_batch: options.PassBatch = None,
     dtype: options.OwnPrecision = None,
     device: options.Device = None,
     allow_pickle: options.AllowPickle = False,
@@ -58,7 +60,7 @@ def generate(
     _check_paths([*pictures, *figures])
     job = make_job(
         prompt, scene, picture, base, options.read_loras(lora), lora_dir=lora_dir,
-        fields=options.read_scene_fields(scene_set, negative_for), own_prompt=own_prompt,
+        fields=options.read_scene_fields(scene_set, negative_for, region), own_prompt=own_prompt,
         negative_prompt=negative,
         num_inference_steps=steps, guidance_scale=guidance, width=width, height=height, seed=seed,
     )  # fmt: skip
@@ -66,6 +68,7 @@ def generate(
     drawer = _Drawer(
         job, {name: {**job.settings(name), **options.read_settings(settings)}},
         dtype or job.dtype, device or job.device, as_json, quiet, allow_pickle, allow_partial,
+        pass_batch,
     )  # fmt: skip
     for n, path in enumerate(pictures):
         output = drawer.draw(name, job.scene.seed + n)
@@ -98,11 +101,13 @@ def compare(
     ] = None,
     negative: options.Negative = None,
     negative_for: options.NegativeFor = None,
+    region: options.Regions = None,
     steps: options.Steps = None,
     guidance: options.Guidance = None,
     width: options.Width = None,
     height: options.Height = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The PNG to write.")] = Path("grid.png"),
+    pass_batch: options.PassBatch = None,
     dtype: options.OwnPrecision = None,
     device: options.Device = None,
     allow_pickle: options.AllowPickle = False,
@@ -115,7 +120,7 @@ def compare(
     numbers, names = options.read_seeds(seeds), options.read_methods(methods)
     job = make_job(
         prompt, scene, picture, base, options.read_loras(lora), lora_dir=lora_dir,
-        fields=options.read_scene_fields(scene_set, negative_for), own_prompt=own_prompt,
+        fields=options.read_scene_fields(scene_set, negative_for, region), own_prompt=own_prompt,
         negative_prompt=negative,
         num_inference_steps=steps, guidance_scale=guidance, width=width, height=height,
     )  # fmt: skip
@@ -123,7 +128,7 @@ def compare(
     every = {name: {**job.settings(name), **given[name]} for name in names}
     drawer = _Drawer(
         job, every, dtype or job.dtype, device or job.device, as_json, quiet, allow_pickle,
-        allow_partial,
+        allow_partial, pass_batch,
     )  # fmt: skip
     rows, marks = [], []
     for name in names:
@@ -152,13 +157,15 @@ class _Drawer:
     def __init__(
         self, job: Job, settings: dict[str, dict[str, Any]], dtype: options.DType,
         device: str | None, as_json: bool, quiet: bool, allow_pickle: bool, allow_partial: bool,
+        pass_batch: int | None,
     ):  # fmt: skip
         from ..methods import get_method
 
         self.job, self.as_json, self.quiet = job, as_json, quiet
-        self.allowed: dict[str, Any] = {
+        self.how: dict[str, Any] = {
             "allow_pickle": allow_pickle,
             "allow_partial": allow_partial,
+            "pass_batch": pass_batch,
         }
         # Before the model is loaded: a wrong setting is found at once.
         self.methods = {name: get_method(name, own) for name, own in settings.items()}
@@ -174,7 +181,7 @@ class _Drawer:
             typer.echo(f"{method}, seed {seed} ...", err=True)
         output = compose(
             self.pipe, self.job.scene.replace(seed=seed), method=self.methods[method],
-            progress=not self.quiet, **self.allowed,
+            progress=not self.quiet, **self.how,
         )  # fmt: skip
         for name, lora in output.info["loras"].items():
             if lora.get("dropped") and not self.done:

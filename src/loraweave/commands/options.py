@@ -81,6 +81,20 @@ NegativeFor = Annotated[
         help="What one concept's pass steers away from too; repeatable.",
     ),
 ]  # fmt: skip
+Regions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--region", metavar="NAME=LEFT,TOP,RIGHT,BOTTOM",
+        help="Where a concept is, in fractions of the picture, or NAME=MASK.png; repeatable.",
+    ),
+]  # fmt: skip
+PassBatch = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Most rows of one denoiser call; fewer need less memory.",
+        show_default="all at once",
+    ),
+]  # fmt: skip
 Steps = Annotated[int | None, typer.Option(help="Denoising steps.", show_default="50")]
 Guidance = Annotated[
     float | None, typer.Option(help="Classifier-free guidance.", show_default="7.5")
@@ -155,9 +169,10 @@ def read_settings(texts: Sequence[str] | None) -> dict[str, Any]:
 
 
 def read_scene_fields(
-    texts: Sequence[str] | None, negatives: Sequence[str] | None
-) -> dict[str, Any]:
-    """Changes of a scene by dotted keys, from `--scene-set` and `--negative-for`.
+    texts: Sequence[str] | None, negatives: Sequence[str] | None,
+    regions: Sequence[str] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Changes of a scene by dotted keys, from `--scene-set`, `--negative-for` and `--region`.
 
     Raises:
         SceneError: not of the form key=value, not YAML, or a key given twice.
@@ -168,6 +183,13 @@ def read_scene_fields(
         if (key := f"negative_prompts.{name}") in fields:
             raise SceneError(f"--negative-for and --scene-set both give {key!r}; leave one out")
         fields[key] = words.partition("=")[2].strip()
+    for name, text in _pairs(regions, "--region", SceneError).items():
+        if (key := f"regions.{name}") in fields:
+            raise SceneError(f"--region and --scene-set both give {key!r}; leave one out")
+        place = text.partition("=")[2].strip()
+        sides = [side.strip() for side in place.split(",")]
+        box = len(sides) == 4 and all(map(_NUMBER.fullmatch, sides))
+        fields[key] = {"box": [float(side) for side in sides]} if box else {"image": place}
     return fields
 
 

@@ -20,14 +20,21 @@ def methods(as_json: options.AsJson = False) -> None:
     columns = {
         "method": "name", "what it does": "summary", "passes a step": "calls_per_step",
         "regions": "regions", "extra models": "extra_models", "training": "training",
-        "concepts": "max_concepts", "source": "source",
+        "any LoRA": "any_lora", "concepts": "max_concepts", "refuses": "refuses",
+        "source": "source",
     }  # fmt: skip
     table = _table(*columns, "settings (--set)")
     for method in listed:
         settings = [f"{key}={json.dumps(value)}" for key, value in method["settings"].items()]
-        words = [str(method[key]) for key in columns.values()]
+        words = [_words(method[key]) for key in columns.values()]
         table.add_row(*words, "\n".join(settings) or "none")
     show(table)
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "; ".join(value) or "nothing" if isinstance(value, list) else str(value)
 
 
 def inspect(

@@ -119,8 +119,9 @@ def _merged(
         return joined if rank is None or joined.rank <= rank else _reduced(joined, rank, losses)
     dtype = updates[0][0].factors()[0].dtype
     exact = torch.promote_types(dtype, torch.float32)  # half would decide signs by rounding
-    deltas = torch.stack([weight * update.to(None, exact).weight() for update, weight in updates])
-    dense = Dense(put_together(deltas, rule, density, key).to(dtype))
+    deltas = torch.stack([update.to(None, exact).weight() for update, _ in updates])
+    weights = deltas.new_tensor([weight for _, weight in updates])
+    dense = Dense(put_together(deltas, weights, rule, density, key).to(dtype))
     return dense if rank is None else _reduced(dense, rank, losses)
 
 
@@ -142,19 +143,23 @@ def side_by_side(own: Sequence[tuple[LowRank, float]]) -> LowRank:
     return LowRank(down, up, 1.0)
 
 
-def put_together(deltas: Tensor, rule: Rule, density: float, key: str) -> Tensor:
-    """One delta from several weighted ones, (n, ...) -> (...)."""
+def put_together(deltas: Tensor, weights: Tensor, rule: Rule, density: float, key: str) -> Tensor:
+    """One delta from several and their weights, (n, ...) and (n,) -> (...).
+
+    As in peft, TIES elects signs by the pruned deltas alone; the weights count afterwards.
+    """
     if rule.startswith("dare"):
         generator = torch.Generator().manual_seed(int(sha256(key.encode()).hexdigest()[:15], 16))
         kept = torch.rand(deltas.shape, generator=generator) < density
         deltas = deltas * kept.to(deltas) / density
     elif rule in ("magnitude", "ties"):
         deltas = torch.stack([largest(delta, density) for delta in deltas])
+    weighted = deltas * weights.view(-1, *[1] * (deltas.dim() - 1))
     if not rule.endswith("ties"):
-        return deltas.sum(0)
+        return weighted.sum(0)
     sign = deltas.sum(0).sign()
     agrees = (deltas.sign() == sign) & (deltas != 0)
-    return (deltas * agrees).sum(0) / agrees.sum(0).clamp(min=1)
+    return (weighted * agrees).sum(0) / agrees.sum(0).clamp(min=1)
 
 
 def largest(delta: Tensor, density: float) -> Tensor:

@@ -19,21 +19,31 @@ from ..denoise.loop import StepScheduler
 from .base import Method
 from .guided_merge import GuidanceSettings, GuidedMergeStage
 
+AUTHORS: dict[str, tuple[dict[int, float], int]] = {
+    "excite": ({0: 0.05, 10: 0.5, 20: 0.8}, 20),
+    "divide": ({0: 0.05, 10: 0.2, 20: 0.3}, 50),
+}
+"""By objective the thresholds by step, and the most refinements, of the authors' code."""
+
 
 class AttendAndExciteSettings(GuidanceSettings):
     """Settings of Attend-and-Excite.
 
     Attributes:
         objective: `excite`, 1 minus the lowest peak; `divide`, minus the lowest total variation.
-        bind: weight of the divergence between the maps of trigger and noun.
-        thresholds: by step, the peak that refinement is to reach.
-        refinements: at most so many there.
+        bind: weight of the divergence between the maps of trigger and noun. Divide & Bind's own
+            form of it (maps of attribute and object from several levels, the worst token counts)
+            is not built.
+        thresholds: by step, the peak or variation that refinement is to reach; if not given, that
+            of the objective's authors: .05, .5 and .8 at steps 0, 10 and 20, for `divide` .05,
+            .2 and .3.
+        refinements: at most so many there; if not given 20, for `divide` 50.
     """
 
     objective: Literal["excite", "divide"] = "excite"
     bind: float = Field(0.0, ge=0)
-    thresholds: dict[int, float] = Field({0: 0.05, 10: 0.5, 20: 0.8}, strict=False)
-    refinements: int = Field(20, ge=0)
+    thresholds: dict[int, float] | None = Field(None, strict=False)
+    refinements: int | None = Field(None, ge=0)
 
 
 class AttendAndExcite(Method):
@@ -55,6 +65,15 @@ class AttendAndExciteStage(GuidedMergeStage):
     """The loss and when to refine."""
 
     settings: AttendAndExciteSettings
+
+    def __init__(
+        self, composition: Composition, executor: Executor, scheduler: StepScheduler,
+        settings: AttendAndExciteSettings,
+    ):  # fmt: skip
+        super().__init__(composition, executor, scheduler, settings)
+        goals, most = AUTHORS[settings.objective]
+        self.goals = goals if settings.thresholds is None else settings.thresholds
+        self.most = most if settings.refinements is None else settings.refinements
 
     def loss(self, maps: Float[Tensor, "B L T"]) -> Float[Tensor, " B"]:
         settings = self.settings
@@ -78,19 +97,17 @@ class AttendAndExciteStage(GuidedMergeStage):
         ]).mean(0)  # fmt: skip
 
     def unfinished(self, i: int, n: int, losses: Float[Tensor, " B"]) -> Tensor:
-        goal = self.settings.thresholds.get(i)
-        if goal is None or n >= self.settings.refinements:
+        goal = self.goals.get(i)
+        if goal is None or n >= self.most:
             return torch.zeros_like(losses, dtype=torch.bool)
-        if self.settings.objective == "divide":  # a variation has no such goal
-            return torch.ones_like(losses, dtype=torch.bool)
-        return losses > 1 - goal
+        return losses > (1 - goal if self.settings.objective == "excite" else -goal)
 
 
 def total_variation(maps: Float[Tensor, "B L W"], size: tuple[int, int]) -> Float[Tensor, "B W"]:
-    """Sum of the differences between neighbours, down and across."""
+    """Mean difference between neighbours, down plus across, as Divide & Bind's code has it."""
     grid = maps.unflatten(1, size)
     down, across = grid.diff(dim=1).abs(), grid.diff(dim=2).abs()
-    return down.sum((1, 2)) + across.sum((1, 2))
+    return down.mean((1, 2)) + across.mean((1, 2))
 
 
 def jensen_shannon(a: Float[Tensor, "B L"], b: Float[Tensor, "B L"]) -> Float[Tensor, " B"]:

@@ -37,6 +37,7 @@ class Method:
         regions: whether it takes or needs regions, in words.
         extra_models: what it needs beside the base model, in words.
         any_lora: whether ordinary LoRA files work.
+        refuses: what it cannot do that others can, in words.
         least_concepts, max_concepts: how many there may be in a scene.
     """
 
@@ -48,6 +49,7 @@ class Method:
     regions: ClassVar[str] = "no"
     extra_models: ClassVar[str] = "no"
     any_lora: ClassVar[bool] = True
+    refuses: ClassVar[tuple[str, ...]] = ()
     least_concepts: ClassVar[int] = 1
     max_concepts: ClassVar[int] = MAX_CONCEPTS
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
@@ -69,6 +71,7 @@ class Method:
         return {
             "name": cls.name, "training": cls.training, "regions": cls.regions,
             "extra_models": cls.extra_models, "any_lora": cls.any_lora,
+            "refuses": list(cls.refuses),
             "calls_per_step": cls.passes, "least_concepts": cls.least_concepts,
             "max_concepts": cls.max_concepts, "summary": cls.summary, "source": cls.source,
             "settings": cls.Settings().model_dump(mode="json"),

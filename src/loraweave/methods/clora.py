@@ -28,6 +28,7 @@ from torch import Tensor
 from ..denoise.composition import Composition, Pass
 from ..denoise.executor import Evaluation, Executor, GradientMode
 from ..denoise.loop import Stage, StepScheduler, guided
+from ..errors import MethodError
 from ..layout.masks import (
     concept_strength,
     exclusive,
@@ -38,6 +39,7 @@ from ..layout.masks import (
     threshold_mask,
     with_base,
 )
+from ..scene import BACKGROUND
 from .base import Method, MethodSettings
 
 
@@ -94,7 +96,18 @@ class CLoRA(Method):
     summary = "attention maps pulled apart at test time, noise joined by masks"
     source = "Meral et al., CLoRA, arXiv 2403.19776"
     passes = "N + 1, and gradients in the first half"
+    refuses = ("LoRAs on the background without the base pass",)
     Settings = CLoRASettings
+
+    def check(self, composition: Composition) -> None:
+        super().check(composition)
+        assert isinstance(self.settings, CLoRASettings)
+        behind = [style.name for style in composition.scene.styles if style.on == BACKGROUND]
+        if behind and not self.settings.base_pass:
+            raise MethodError(
+                f"without the base pass nothing draws the background, on which "
+                f"{', '.join(behind)} should act; use base_pass=true"
+            )
 
     def stages(
         self, composition: Composition, executor: Executor, scheduler: StepScheduler
@@ -194,11 +207,13 @@ class CLoRAStage(Stage):
         if out is None:
             out = self.executor.evaluate(self.passes, self.scheduler.scale(latents, t), t)
         assert out.noise is not None
-        masks = resized(self.masks(out, latents), latents.shape[-2:])
+        masks = self.masks(out, latents)
         if not self.settings.masks or i < self.settings.mask_from:
             masks = torch.ones_like(masks)
+        masks = resized(masks, latents.shape[-2:])
         if self.settings.soft_edges:
             masks = softened(masks, self.settings.soft_edges)
+        self.trace.masks.append(masks[:, self.first_concept :].float().cpu())
         return guided(fused(out.noise, masks), self.guidance)
 
     def masks(self, out: Evaluation, latents: Tensor) -> Float[Tensor, "B P h w"]:
@@ -227,10 +242,12 @@ class CLoRAStage(Stage):
         owned = found if self.faithful else exclusive(found, strong)
         if settings.base_pass:
             owned = with_base(owned)
-        else:  # what nobody claims goes to the strongest
+        else:  # what nobody claims goes to the strongest; in the authors' code to the first
             unclaimed = exclusive(torch.ones_like(strong), strong)
+            if self.faithful:
+                unclaimed = torch.zeros_like(strong)
+                unclaimed[:, 0] = 1
             owned = torch.where(owned.sum(1, keepdim=True) == 0, unclaimed, owned)
-        self.trace.masks.append(owned[:, self.first_concept :].float().cpu())
         return owned
 
 

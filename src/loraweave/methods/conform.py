@@ -13,12 +13,12 @@ from ..denoise.composition import Composition
 from ..denoise.executor import Executor
 from ..denoise.loop import StepScheduler
 from .base import Method
-from .clora import info_nce, normalized
+from .clora import info_nce
 from .guided_merge import GuidanceSettings, GuidedMergeStage
 
 
 class ConformSettings(GuidanceSettings):
-    """Settings of CONFORM.
+    """Settings of CONFORM; maps are taken as they are, as the authors' examples do.
 
     Attributes:
         temperature: of InfoNCE.
@@ -27,6 +27,7 @@ class ConformSettings(GuidanceSettings):
         memory: the maps of the step before are positives too.
     """
 
+    sharpen: bool = False
     temperature: float = Field(0.5, gt=0)
     refinement_steps: tuple[int, ...] = Field((0, 10, 20), strict=False)
     refinements: int = Field(20, ge=0)
@@ -76,9 +77,9 @@ class ConformStage(GuidedMergeStage):
         self.now, labels = words.detach(), torch.tensor(self.labels, device=maps.device)
         values = []
         for b, own in enumerate(words):
-            embeddings, of = normalized(own), labels
+            embeddings, of = own, labels
             if self.before is not None:
-                embeddings = torch.cat([embeddings, normalized(self.before[b])])
+                embeddings = torch.cat([embeddings, self.before[b]])
                 of = torch.cat([labels, labels])
             values.append(info_nce(embeddings, of, self.settings.temperature))
         return torch.stack(values)

@@ -22,7 +22,7 @@ from .merge import MergeStage
 
 
 class GuidanceSettings(MethodSettings):
-    """Settings of all of them; the defaults are the authors'.
+    """Settings of all of them; the defaults are those of the authors of Attend-and-Excite.
 
     Attributes:
         max_update_step: the latent is updated at steps before this one.

@@ -15,9 +15,11 @@ from ..denoise.composition import Composition, Pass
 from ..denoise.confined import Confined
 from ..denoise.executor import Executor
 from ..denoise.loop import Stage, StepScheduler, guided
+from ..errors import MethodError
 from ..layout.masks import with_base
 from ..layout.regions import region_masks, strip_masks
 from ..prompt import full_prompt, words_alone
+from ..scene import Scene, Style
 from .base import Method, MethodSettings
 
 Text = Literal["shared", "own", "alone"]
@@ -46,12 +48,33 @@ class Masked(Method):
     source = "kohya-ss/sd-scripts (regional LoRA), hako-mikan (Attention Couple)"
     passes = "1"
     regions = "needed, or left-to-right strips"
+    refuses = ("LoRAs of layers without places (time embedding)",)
     Settings = MaskedSettings
+
+    def check(self, composition: Composition) -> None:
+        super().check(composition)
+        settings, scene = self.settings, composition.scene
+        assert isinstance(settings, MaskedSettings)
+        if settings.layout == "strips" and composition.regions:
+            raise MethodError(
+                f"masked with layout 'strips' cuts the picture itself, and the scene has regions "
+                f"for {', '.join(composition.regions)}; leave out one of the two"
+            )
+        worn = [style.name for style in scene.styles if _has_words(style, scene)]
+        if settings.text == "alone" and worn:
+            raise MethodError(
+                f"masked with text 'alone' has no place for the words of {', '.join(worn)}; use "
+                "text 'own' or 'shared'"
+            )
 
     def stages(
         self, composition: Composition, executor: Executor, scheduler: StepScheduler
     ) -> list["MaskedStage"]:
         return [MaskedStage(composition, executor, scheduler, self.settings)]  # type: ignore[arg-type]
+
+
+def _has_words(style: Style, scene: Scene) -> bool:
+    return any(words.name == style.name for words in scene.parsed.concepts)
 
 
 class MaskedStage(Stage):

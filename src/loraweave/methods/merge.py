@@ -15,6 +15,7 @@ from torch import Tensor
 from ..denoise.composition import Composition
 from ..denoise.executor import Executor
 from ..denoise.loop import Stage, StepScheduler, guided
+from ..errors import MethodError
 from ..layout.masks import strengths
 from ..lora.adapter import Adapter
 from ..lora.merging import Rule, merged_adapter
@@ -47,6 +48,7 @@ class Merge(Method):
     summary = "weighted sum of all LoRAs, everywhere, always"
     source = "Hu et al. 2021 (LoRA), diffusers set_adapters; TIES 2306.01708; DARE 2311.03099"
     passes = "1"
+    refuses = ("DoRA, and LoRAs that act for a while, with a rule or a rank",)
     least_concepts = 0
     Settings = MergeSettings
 
@@ -55,6 +57,12 @@ class Merge(Method):
         assert isinstance(own, MergeSettings)
         if not scene.concepts or (own.rule == "sum" and own.rank is None):
             return {}
+        if timed := [c.name for c in scene.concepts if scene.loras[c.name].scheduled]:
+            raise MethodError(
+                f"merge with rule {own.rule!r} or a rank makes one LoRA of all, and so cannot let "
+                f"{', '.join(timed)} act for a while; leave out start, stop and schedule, or the "
+                "rule and the rank"
+            )
         weighted = [(adapters[c.name], c.weight, c.text_encoder_weight) for c in scene.concepts]
         merged = merged_adapter(
             MERGED, weighted, own.rule, density=own.density, rank=own.rank, seed=own.seed

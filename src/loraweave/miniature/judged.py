@@ -29,6 +29,12 @@ from .style_reader import load_style_reader
 YARDSTICKS = ("base", "alone", "true_masks")
 
 
+def without_boxes(method: str, given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A method's settings for scenes that say nothing of places: `masked` gets strips."""
+    own = {"layout": "strips"} if method == "masked" else {}
+    return own | dict(given or {})
+
+
 @dataclass(frozen=True)
 class Judged:
     """One scene by one method.
@@ -79,7 +85,9 @@ class SceneDrawer:
                 scene.prompt, scene, "masked", settings or {"text": "own"}, steps, masks
             )
         else:
-            output = self._compose(scene.prompt, scene, method, settings, steps)
+            output = self._compose(
+                scene.prompt, scene, method, without_boxes(method, settings), steps
+            )
         outcomes = self._judged(output.images[0], names, scene.style)
         return Judged([output.images[0]], outcomes, _cost([output]))
 
