@@ -5,7 +5,7 @@ import torch
 from diffusers import DDIMScheduler
 
 import loraweave
-from loraweave import LoraError, SceneError
+from loraweave import LoraError, MethodError, SceneError
 from loraweave.backbone.sd1 import StableDiffusion1
 from loraweave.denoise.composition import composition
 from loraweave.lora.adapter import load_adapter
@@ -13,6 +13,7 @@ from loraweave.lora.blocks import with_blocks
 from loraweave.lora.pipeline import gather_adapters
 from loraweave.lora_ref import BlockWeights, LoraRef
 from loraweave.methods.clora import concept_groups
+from loraweave.prompt import full_prompt
 from loraweave.scene import Scene
 from tiny import random_lora, tiny_pipeline
 
@@ -31,7 +32,13 @@ def files(tmp_path_factory):
     folder, plain = tmp_path_factory.mktemp("loras"), tiny_pipeline()
     names = ("a", "b", "hat", "place", "ink")
     return {
-        name: random_lora(plain, folder / f"{name}.safetensors", seed=n, convolutions=n == 1)
+        name: random_lora(
+            plain,
+            folder / f"{name}.safetensors",
+            seed=n,
+            convolutions=n == 1,
+            text_encoder=name == "hat",
+        )
         for n, name in enumerate(names)
     }
 
@@ -173,6 +180,42 @@ def test_a_lora_that_stops_is_off_from_then_on(pipe, files, method):
         assert not torch.allclose(found, draw(pipe, stops.replace(loras={"b": files["b"]})).images)
     else:
         torch.testing.assert_close(found, expected, atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("settings", [{"rule": "ties"}, {"rank": 2}])
+def test_what_is_one_lora_cannot_stop_in_part(pipe, files, settings):
+    loras = {"b": LoraRef(path=files["b"], stop=0.5)}
+    with pytest.raises(MethodError, match="cannot let b act for a while"):
+        draw(pipe, Scene(prompt="a [sks cat](b)", loras=loras), "merge", settings=settings)
+
+
+def test_what_would_be_left_out_is_refused(pipe, files):
+    behind = scene_of(files, "a [sks cat](a) <lora:ink:1>", ink="background")
+    with pytest.raises(MethodError, match=r"without the base pass .* ink"):
+        draw(pipe, behind, "clora", settings={"base_pass": False})
+    worn = scene_of(files, "a [sks cat](a) with a [ball](hat)", hat="a")
+    strips = {"layout": "strips", "text": "alone"}
+    with pytest.raises(MethodError, match="no place for the words of hat"):
+        draw(pipe, worn, "masked", settings=strips)
+    boxed = worn.replace(regions={"a": {"box": (0, 0, 1, 1)}})
+    with pytest.raises(MethodError, match="regions for a; leave out one"):
+        draw(pipe, boxed, "masked", settings={"layout": "strips"})
+
+
+def test_who_reads_the_text_brings_what_is_on_them(pipe, files):
+    """`composite` with text `sum`: the text encoder has all LoRAs, in every pass."""
+    scene = scene_of(files, "a [sks cat](a) and a [zwx dog](b) with a [ball](hat)", hat="b")
+    with (
+        gather_adapters(pipe, scene) as adapters,
+        composition(scene, StableDiffusion1(pipe), adapters) as composed,
+    ):
+        cat, dog = scene.concepts
+        full = composed.make_pass([cat, dog], prompt=full_prompt(scene.parsed))
+        read = composed.make_pass([cat], prompt=full_prompt(scene.parsed), readers=[cat, dog])
+        assert torch.equal(read.states, full.states)
+        alone = composed.make_pass([cat], prompt=full_prompt(scene.parsed))
+        assert not torch.allclose(alone.states, full.states)
+        assert [adapter.name for adapter, _ in read.adapters] == ["a"]
 
 
 # -- blocks ----------------------------------------------------------------------------------------

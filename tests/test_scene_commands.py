@@ -99,6 +99,7 @@ class TestSceneFile:
             f"--lora=cat={lora_files['dog']}:0.7:0.2",
         )  # fmt: skip
         assert result.exit_code == 0, result.stderr
+        always = {"on": None, "start": 0.0, "stop": 1.0, "schedule": None}
         assert scene_of(out / "a.png") == {
             "prompt": "a [sks cat](cat) meets a [zwx dog](dog)", "seed": 9,
             "num_inference_steps": 2, "guidance_scale": 4, "width": 40, "height": 48,
@@ -106,8 +107,8 @@ class TestSceneFile:
             "regions": {},
             "loras": {
                 "cat": {"path": str(lora_files["dog"]),
-                        "weight": {"unet": 0.7, "text_encoder": 0.2}},
-                "dog": {"path": str(lora_files["dog"]), "weight": 0.5},
+                        "weight": {"unet": 0.7, "text_encoder": 0.2}, **always},
+                "dog": {"path": str(lora_files["dog"]), "weight": 0.5, **always},
             },
         }  # fmt: skip
 

@@ -171,13 +171,13 @@ def compose(
         executor = stack.enter_context(executing(composed, pass_batch))
         method.check(composed)
         for part in _batches(sources, batch_size):
+            given_here = (callback_on_step_end, masks_at_hand, len(part) > 1)
+            caveats += [_caveat(pipe, scene, *source, *given_here) for source in part]
             noise = torch.cat([
                 backbone.noise(*size, own_generator) if own_latents is None
                 else own_latents.detach().to(backbone.device, backbone.dtype, copy=True)
                 for own_generator, own_latents in part
             ])  # fmt: skip
-            given_here = (callback_on_step_end, masks_at_hand, len(part) > 1)
-            caveats += [_caveat(pipe, scene, *source, *given_here) for source in part]
             z, trace = _draw(executor, method, scene, noise, [g for g, _ in part],
                              callback_on_step_end, progress)  # fmt: skip
             drawn, flagged = backbone.decode_checked(z, output_type)

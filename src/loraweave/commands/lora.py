@@ -107,6 +107,11 @@ def merge(
         adapter = adapter_from_file(
             path.stem, read, unet=models.unet, text_encoder=models.text_encoder
         )
+        if adapter.embeddings:
+            raise LoraError(
+                f"{path.name} brings tokens of its own ({', '.join(adapter.embeddings)}), which "
+                "one file for all cannot keep apart; draw with --method merge instead"
+            )
         weighted.append((adapter, ref.unet_weight, ref.text_encoder_weight))
     most = sum(_highest_rank(adapter) for adapter, *_ in weighted)
     chosen = rank or (None if rule == "sum" else most)

@@ -112,10 +112,11 @@ class Composition:
         on_unet = [(self.adapters[one.name], one.weight) for one in own]
         of_text = own if readers is None else readers
         on_text = [(self.adapters[one.name], one.text_encoder_weight) for one in of_text]
+        with_text = scene.acting([one.name for one in of_text], background)
         if instead is not None:
             on_unet = on_text = [(instead, 1.0)]
         on_unet = (*on_unet, *((self.adapters[s.name], s.weight) for s in others))
-        on_text = (*on_text, *((self.adapters[s.name], s.text_encoder_weight) for s in others))
+        on_text = (*on_text, *((self.adapters[s.name], s.text_encoder_weight) for s in with_text))
         # As in diffusers, a LoRA of the text encoder acts on the negative prompt too.
         with self._text_hooks.rows([on_text] * 2):
             states = self.backbone.encode([scene.negative(*names), prompt], self._chunks)
