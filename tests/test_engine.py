@@ -444,7 +444,6 @@ def test_fusing_noise_equals_fusing_latents_under_ddim(double, loras):
     assert overlap.amax() == 2, "a case without overlap would prove less"
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_the_pipelines_scheduler_is_never_touched(pipe):
     scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
     before = copy.deepcopy(vars(scheduler))

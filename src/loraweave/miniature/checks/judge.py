@@ -15,10 +15,9 @@ from ..concepts import KNOWN, draw_subjects
 from ..judge import Judge
 from ..judge.verdict import OUTCOMES
 from ..prompts import ConceptScene, Split, scenes
-from ..style_reader import NAMES, PLAIN, StyleReader
+from ..style_reader import NAMES, StyleReader, styled
 from ..world import FULL_WORLD, Rendering, Subject, render, sample_drawing
 from ..world.sample import half_blended
-from ..world.styles import in_style
 from .pictures import CHECK_SEED
 
 BLEND_APART = 100
@@ -178,9 +177,7 @@ def style_accuracy(reader: StyleReader, vae: AutoencoderKL, count: int) -> float
     hits = []
     for number in range(count):
         style = NAMES[number % len(NAMES)]
-        image = render(sample_drawing(CHECK_SEED + number, FULL_WORLD)).image
-        if style != PLAIN:
-            image = in_style(image, style)
+        image = styled(render(sample_drawing(CHECK_SEED + number, FULL_WORLD)).image, style)
         hits.append(reader.read(through(vae, [image]))[0] == style)
     return _mean(hits)
 

@@ -20,11 +20,11 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ...errors import ModelNotFound
 from ..concepts import KNOWN
+from ..half import load_half
 from ..segmenter import Segmenter, components, load_segmenter
 from ..shipped import WEIGHTS
 from .colours import colours_of, signature
@@ -150,9 +150,8 @@ def load_judge(folder: Path = WEIGHTS / "judge") -> Judge:
     data = json.loads((folder / "judge.json").read_text())
     segmenter = load_segmenter(folder / "segmenter.safetensors", len(data["kinds"]) + 1)
     encoder = IdentityEncoder()
-    weights = load_file(folder / "encoder.safetensors")
-    encoder.load_state_dict({name: value.float() for name, value in weights.items()})
-    looks = {k: found.float() for k, found in load_file(folder / "looks.safetensors").items()}
+    encoder.load_state_dict(load_half(folder / "encoder.safetensors"))
+    looks = load_half(folder / "looks.safetensors")
     centres = looks.pop(PALETTE).numpy()
     return Judge(
         segmenter, encoder, kinds=data["kinds"], concepts=data["concepts"],

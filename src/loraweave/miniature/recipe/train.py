@@ -13,6 +13,7 @@ from transformers import CLIPTokenizer
 from ...errors import TrainingError
 from ...methods import METHODS
 from ..golden import golden_blocks
+from ..half import save_half
 from ..judge import Judge
 from ..segmenter import Segmenter
 from ..style_reader import StyleReader
@@ -21,7 +22,7 @@ from .base import train_base
 from .calibrate import calibrated
 from .decoder import make_sure, train_decoder
 from .encoder import crop_pool, train_encoder
-from .judge import new_judge, save_half, save_judge, train_segmenter
+from .judge import new_judge, save_judge, train_segmenter
 from .loras import train_loras
 from .pool import build_pool
 from .run import Run
@@ -221,8 +222,8 @@ def collect(
     pipe.to(torch.float16).save_pretrained(fresh / "base", safe_serialization=True)
     shutil.copytree(folder / "loras", fresh / "loras", ignore=shutil.ignore_patterns("*.state"))
     save_judge(judge, fresh / "judge")
-    save_half(reader, fresh / "judge" / "style.safetensors")
-    save_half(finder, fresh / "finder.safetensors")
+    save_half(reader.state_dict(), fresh / "judge" / "style.safetensors")
+    save_half(finder.state_dict(), fresh / "finder.safetensors")
     pipe.to(torch.float32)  # with the rounding of fp16, as users will load it
     loras = {path.stem: path for path in (fresh / "loras").glob("*.safetensors")}
     golden = {name: golden_blocks(pipe, name, loras).round(4).tolist() for name in METHODS}
