@@ -21,6 +21,7 @@ from .codec import pixels_of
 from .half import load_half
 
 SIDE = 128  # pixels a side at which it looks
+NEAR, SMALL_PIECE = 3.0, 0.6  # cells between a piece and its whole, and how large it may be
 
 
 def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
@@ -77,8 +78,30 @@ def components(where: Bool[np.ndarray, "h w"], least: float) -> list[Bool[np.nda
     """Connected parts of a mask that cover at least `least` places, from left to right."""
     labels, count = cast(tuple[np.ndarray, int], ndimage.label(where))
     parts = [labels == number for number in range(1, count + 1)]
-    parts = [part for part in parts if part.sum() >= least]
+    return _left_to_right([part for part in parts if part.sum() >= least])
+
+
+def _left_to_right(parts: list[np.ndarray]) -> list[np.ndarray]:
     return sorted(parts, key=lambda part: int(np.nonzero(part.any(0))[0][0]))
+
+
+def joined_components(
+    where: Bool[np.ndarray, "h w"], least: float
+) -> list[Bool[np.ndarray, "h w"]]:
+    """The same, but a small piece close to a larger one is part of it.
+
+    A subject whose neck or stripe the segmenter takes for something else is still one subject.
+    """
+    whole: list[np.ndarray] = []
+    for piece in sorted(components(where, 1), key=np.sum, reverse=True):
+        near = ndimage.distance_transform_edt(~piece) <= NEAR
+        for part in whole:
+            if piece.sum() < SMALL_PIECE * part.sum() and near[part].any():
+                part |= piece
+                break
+        else:
+            whole.append(piece.copy())
+    return _left_to_right([part for part in whole if part.sum() >= least])
 
 
 def load_segmenter(path: Path, classes: int) -> Segmenter:

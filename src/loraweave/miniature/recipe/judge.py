@@ -23,7 +23,7 @@ from ..concepts import CONCEPTS, KNOWN, draw_concepts, draw_subjects
 from ..half import save_half
 from ..judge.colours import colours_of, palette
 from ..judge.identity import IdentityEncoder
-from ..judge.judge import PALETTE, Judge, looks_of, seen_as
+from ..judge.judge import OWN, PALETTE, Judge, looks_of, seen_as
 from ..judge.verdict import Thresholds
 from ..prompts import listed
 from ..segmenter import SIDE, Segmenter
@@ -221,7 +221,7 @@ def save_judge(judge: Judge, folder: Path) -> None:
         "least_lead": judge.thresholds.least_lead,
         "concepts": judge.concepts,
     }
-    looks = judge.looks | {PALETTE: torch.from_numpy(judge.centres)}
+    looks = judge.looks | {PALETTE: torch.from_numpy(judge.centres), OWN: judge.own}
     save_half(looks, folder / "looks.safetensors")
     (folder / "judge.json").write_text(json.dumps(data, indent=1) + "\n")
 
@@ -237,5 +237,6 @@ def new_judge(
     looks, centres = concept_looks(encoder, pipe, world.kinds, views)
     return Judge(
         segmenter, encoder, kinds=world.kinds, least_area=least_areas(world),
-        concepts=list(KNOWN), looks=looks, centres=centres, thresholds=Thresholds({}, LEAST_LEAD),
+        concepts=list(KNOWN), looks=looks, own=torch.zeros_like(looks[world.kinds[0]]),
+        centres=centres, thresholds=Thresholds({}, LEAST_LEAD),
     )  # fmt: skip
