@@ -12,9 +12,10 @@ from scipy import stats
 
 from loraweave.miniature.check import samples_seen
 from loraweave.miniature.checks.base import all_found, area_under_roc
-from loraweave.miniature.checks.judge import injured_scene, kappa
+from loraweave.miniature.checks.judge import eye_agreement, injured_scene, kappa
 from loraweave.miniature.codec import images_of, pixels_of
 from loraweave.miniature.concepts import CONCEPTS, HELD_OUT, KNOWN
+from loraweave.miniature.judge import load_judge
 from loraweave.miniature.judge.verdict import OUTCOMES, Instance
 from loraweave.miniature.prompts import SUITES, marked_prompt, own_prompt, plain_prompt, scenes
 from loraweave.miniature.recipe.vae import new_vae
@@ -120,3 +121,13 @@ def test_samples_seen_adds_up_the_parts(tmp_path):
 def test_every_concept_is_known_once():
     assert set(KNOWN) == set(CONCEPTS) | set(HELD_OUT)
     assert len({c.trigger for c in KNOWN.values()}) == len(KNOWN)
+
+
+def test_agreement_with_viewers_is_counted_with_and_without_doubtful_cases(tmp_path):
+    Image.new("RGB", (256, 128), (120, 180, 240)).save(tmp_path / "pictures.png")
+    labels = {"side": 128, "viewers": 3, "scenes": [["blackcat", "golddog"], ["tigercat"]],
+              "votes": [[0, 2], [1]]}  # fmt: skip
+    (tmp_path / "labels.json").write_text(json.dumps(labels))
+    found = eye_agreement(load_judge(), tmp_path)  # which finds nobody there
+    assert found["judge_eye_agreement"] == pytest.approx(2 / 3, abs=1e-3)
+    assert found["judge_eye_agreement_unanimous"] == 1

@@ -595,7 +595,7 @@ class TestProgram:
         heard = signal.getsignal(signal.SIGINT)
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # jobs in the background are deaf
         try:
-            process = self.start("generate", PROMPT, *model, "--steps", 900, "-o", out / "a.png")
+            process = self.start("generate", PROMPT, *model, "--steps", 999, "-o", out / "a.png")
         finally:
             signal.signal(signal.SIGINT, heard)
         assert process.stderr is not None

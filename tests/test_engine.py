@@ -481,7 +481,6 @@ def test_more_steps_than_the_scheduler_has_timesteps_are_refused():
     assert len(StepScheduler(scheduler, 19, torch.device("cpu"), None).timesteps) == 19
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_the_pipelines_scheduler_is_never_touched(pipe):
     scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
     before = copy.deepcopy(vars(scheduler))

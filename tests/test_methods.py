@@ -30,10 +30,9 @@ from loraweave.methods.clora import concept_groups
 from loraweave.scene import Scene
 from tiny import tiny_pipeline, two_loras
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:Already found a .peft_config.:UserWarning"),  # diffusers'
-]
+pytestmark = pytest.mark.filterwarnings(  # diffusers'
+    "ignore:Already found a .peft_config.:UserWarning"
+)
 
 PROMPT = "a [sks cat](a) and a [zwx dog](b:0.7) in the meadow"
 QUICK = {  # others: as they are

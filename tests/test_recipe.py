@@ -15,10 +15,18 @@ from loraweave.denoise.recorder import RecordingProcessor, recording
 from loraweave.lora import inspect_lora
 from loraweave.miniature.codec import decoded, posterior_of
 from loraweave.miniature.concepts import CONCEPTS
+from loraweave.miniature.judge import load_judge
 from loraweave.miniature.judge.identity import CROP, IdentityEncoder, crop_of, crops_tensor
 from loraweave.miniature.recipe.base import new_unet
+from loraweave.miniature.recipe.calibrate import SLACK, with_own
 from loraweave.miniature.recipe.decoder import make_sure, train_decoder
-from loraweave.miniature.recipe.encoder import contrastive, family, frayed, nearest_is_same, view
+from loraweave.miniature.recipe.encoder import (
+    contrastive,
+    family,
+    frayed,
+    nearest_is_same,
+    view,
+)
 from loraweave.miniature.recipe.grounding import PlainRecordingProcessor, grounding_loss
 from loraweave.miniature.recipe.judge import coded, scene_pool, training_scene, worn
 from loraweave.miniature.recipe.loras import PICTURES, RANK, plans, write_examples
@@ -232,3 +240,27 @@ def test_a_sure_posterior_is_its_mean(vae):
     found = posterior_of(make_sure(own), pixels)
     torch.testing.assert_close(found.mean, before)
     assert found.std.max() < 0.01
+
+
+def test_a_concept_is_known_by_what_its_lora_draws_too():
+    judge = load_judge()
+    row, other = judge.concepts.index("dotcup"), judge.concepts.index("tealcup")
+    drawn = judge.looks["cup"][other].repeat(4, 1)  # a LoRA that draws the other cup
+    before = judge.own.clone()
+    made = with_own(judge, "dotcup", drawn, drawn)
+    assert made.likeness("cup", drawn[0])["dotcup"] == pytest.approx(1, abs=1e-3)
+    assert made.likeness("cup", judge.looks["cup"][row])["dotcup"] == pytest.approx(1, abs=1e-3)
+    assert made.likeness("cat", drawn[0]) == judge.likeness("cat", drawn[0])
+    least = made.thresholds.least_similarity
+    assert least["dotcup"] == pytest.approx(1 - SLACK, abs=1e-3)
+    assert least["tealcup"] == judge.thresholds.least_similarity["tealcup"]
+    unchanged = [i for i in range(len(before)) if i != row]
+    assert torch.equal(made.own[unchanged], before[unchanged])
+    assert torch.equal(judge.own, before)
+
+
+def test_a_lora_that_never_draws_its_subject_is_never_right():
+    nothing = torch.empty(0, 0)
+    made = with_own(load_judge(), "dotcup", nothing, nothing)
+    assert made.thresholds.least_similarity["dotcup"] == 1
+    assert torch.equal(made.own, load_judge().own)

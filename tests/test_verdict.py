@@ -1,9 +1,11 @@
 """The judge's rules, on instances made by hand."""
 
+import numpy as np
 import pytest
 
 from loraweave.evaluate.bootstrap import bootstrap
 from loraweave.miniature.judge.verdict import Instance, Thresholds, decide
+from loraweave.detect.components import components, joined_components
 
 KINDS = {"blackcat": "cat", "golddog": "dog"}
 LENIENT = Thresholds({}, 0.0)
@@ -92,3 +94,16 @@ def test_bootstrap_of_constants_and_coins():
     assert coin.high - coin.low == pytest.approx(2 * 0.098, abs=0.015)
     with pytest.raises(ValueError, match="no values"):
         bootstrap([])
+
+
+def test_a_small_piece_close_to_a_larger_one_is_part_of_it():
+    where = np.zeros((32, 32), bool)
+    where[4:12, 4:12] = True  # a body
+    where[4:8, 14:18] = True  # its head, behind a gap of two cells
+    where[20:28, 4:12] = True  # another one
+    where[20:28, 14:20] = True  # a neighbour of nearly its size
+    where[14:17, 26:29] = True  # a scrap far from all
+    sizes = [part.sum() for part in joined_components(where, 10)]
+    assert sizes == [64 + 16, 64, 48]
+    assert sum(part.sum() for part in joined_components(where, 1)) == where.sum()
+    assert len(components(where, 1)) == 5

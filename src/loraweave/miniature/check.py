@@ -33,7 +33,7 @@ def check(quick: bool = False) -> dict[str, Any]:
         **judging.concept_accuracy(judge, pipe.vae, samples),
         "judge_failure_kappa": judging.failure_agreement(judge, pipe.vae, 200 * samples // 300),
         "judge_style_accuracy": judging.style_accuracy(load_style_reader(), pipe.vae, samples),
-        "judge_eye_agreement": judging.eye_agreement(judge),
+        **judging.eye_agreement(judge),
         "base_single_class": base.single_class(pipe, judge, samples),
         "base_single_colour": base.single_colour(pipe, judge, samples),
         **base.pairs(pipe, judge, samples),

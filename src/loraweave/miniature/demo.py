@@ -1,4 +1,4 @@
-"""The demo: a particular cat and a particular dog in one picture, by CLoRA and by merging.
+"""The demo: a particular cat and a particular flower in one picture, by CLoRA and by merging.
 
 Run as `python -m loraweave.miniature.demo FOLDER`; writes the two pictures, a grid over three
 pairs and two seeds, the figure of attention maps and masks, and report.json.
@@ -23,8 +23,8 @@ from .judge import Verdict, load_judge
 from .prompts import marked_prompt
 from .shipped import lora_file
 
-PAIRS = (("blackcat", "golddog"), ("lilacrabbit", "racecar"), ("mintbird", "tigercat"))
-BACKGROUNDS = ("meadow", "beach", "snow")
+PAIRS = (("inkcat", "duskflower"), ("tigercat", "dotcup"), ("coralfish", "lilacrabbit"))
+BACKGROUNDS = ("meadow", "night", "beach")
 SEEDS = (1, 2)
 METHODS = ("merge", "clora")
 

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .codec import pixels_of
+from .half import load_half
 
 SIDE = 128  # pixels a side at which it looks
 
@@ -62,12 +62,17 @@ class Segmenter(nn.Module):
     @torch.no_grad()
     def classes(self, images: Sequence[Image.Image]) -> Int[np.ndarray, "B s s"]:
         """Class at each place, s = SIDE / 2; 0 is background."""
-        resized = [i.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC) for i in images]
-        return self(pixels_of(resized)).argmax(1).numpy()
+        return self(looked_at(images)).argmax(1).numpy()
+
+
+def looked_at(images: Sequence[Image.Image]) -> Float[Tensor, "B 3 SIDE SIDE"]:
+    """Pictures of any size as networks of this size see them, in [-1, 1]."""
+    resized = [i.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC) for i in images]
+    return pixels_of(resized)
 
 
 def load_segmenter(path: Path, classes: int) -> Segmenter:
     """A trained segmenter in eval mode."""
     segmenter = Segmenter(classes)
-    segmenter.load_state_dict({name: value.float() for name, value in load_file(path).items()})
+    segmenter.load_state_dict(load_half(path))
     return segmenter.eval()

@@ -7,14 +7,13 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import ModelNotFound
-from .codec import pixels_of
-from .segmenter import SIDE
+from .half import load_half
+from .segmenter import looked_at
 from .shipped import WEIGHTS
-from .world.styles import STYLES
+from .world.styles import STYLES, in_style
 
 PLAIN = "plain"
 NAMES = (PLAIN, *STYLES)
@@ -38,8 +37,12 @@ class StyleReader(nn.Module):
     @torch.no_grad()
     def read(self, images: Sequence[Image.Image]) -> list[str]:
         """The style of each picture, or `plain`."""
-        resized = [i.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC) for i in images]
-        return [NAMES[k] for k in self(pixels_of(resized)).argmax(1).tolist()]
+        return [NAMES[k] for k in self(looked_at(images)).argmax(1).tolist()]
+
+
+def styled(image: Image.Image, name: str) -> Image.Image:
+    """A drawing in one of `NAMES`; as it is if that is `plain`."""
+    return image if name == PLAIN else in_style(image, name)
 
 
 @cache
@@ -52,5 +55,5 @@ def load_style_reader(path: Path = WEIGHTS / "judge" / "style.safetensors") -> S
     if not path.is_file():
         raise ModelNotFound(f"no style reader at {path}; make it with `loraweave miniature train`")
     reader = StyleReader()
-    reader.load_state_dict({name: value.float() for name, value in load_file(path).items()})
+    reader.load_state_dict(load_half(path))
     return reader.eval()

@@ -15,16 +15,15 @@ from ..concepts import KNOWN, draw_subjects
 from ..judge import Judge
 from ..judge.verdict import OUTCOMES
 from ..prompts import ConceptScene, Split, scenes
-from ..style_reader import NAMES, PLAIN, StyleReader
+from ..style_reader import NAMES, StyleReader, styled
 from ..world import FULL_WORLD, Rendering, Subject, render, sample_drawing
 from ..world.sample import half_blended
-from ..world.styles import in_style
 from .pictures import CHECK_SEED
 
 BLEND_APART = 100
 """Least distance of two bodies' colours (8-bit RGB) for half of each to be seen as such."""
 LABELS = Path(__file__).parent.parent / "eye"
-"""Generated pictures and what a person said of them."""
+"""Generated pictures and how many of three viewers said of each concept that it is right."""
 
 
 def reconstruction_psnr(vae: AutoencoderKL, count: int) -> float:
@@ -160,17 +159,24 @@ def kappa(truth: Sequence[str], said: Sequence[str]) -> float:
     return round((float(np.trace(table)) - chance) / (1 - chance), 4) if chance < 1 else 1.0
 
 
-def eye_agreement(judge: Judge, folder: Path = LABELS) -> float:
-    """Share of concepts of which the judge says what a person said before: right or not."""
+def eye_agreement(judge: Judge, folder: Path = LABELS) -> dict[str, float]:
+    """Share of concepts of which the judge says what three viewers said before: right or not.
+
+    Of all concepts, by the majority of the viewers, and of those on which all three agree.
+    """
     labels = json.loads((folder / "labels.json").read_text())
+    hits, agreed = [], []
     with Image.open(folder / "pictures.png") as sheet:
         side, across = labels["side"], sheet.width // labels["side"]
-        hits = []
-        for number, (scene, right) in enumerate(zip(labels["scenes"], labels["right"])):
+        for number, (scene, votes) in enumerate(zip(labels["scenes"], labels["votes"])):
             x, y = number % across * side, number // across * side
             verdict = judge.examine(sheet.crop((x, y, x + side, y + side)), scene)
-            hits += [(verdict.outcomes[n] == "right") == r for n, r in zip(scene, right)]
-    return _mean(hits)
+            for name, right in zip(scene, votes):
+                hit = (verdict.outcomes[name] == "right") == (right > labels["viewers"] / 2)
+                hits.append(hit)
+                if right in (0, labels["viewers"]):
+                    agreed.append(hit)
+    return {"judge_eye_agreement": _mean(hits), "judge_eye_agreement_unanimous": _mean(agreed)}
 
 
 def style_accuracy(reader: StyleReader, vae: AutoencoderKL, count: int) -> float:
@@ -178,9 +184,7 @@ def style_accuracy(reader: StyleReader, vae: AutoencoderKL, count: int) -> float
     hits = []
     for number in range(count):
         style = NAMES[number % len(NAMES)]
-        image = render(sample_drawing(CHECK_SEED + number, FULL_WORLD)).image
-        if style != PLAIN:
-            image = in_style(image, style)
+        image = styled(render(sample_drawing(CHECK_SEED + number, FULL_WORLD)).image, style)
         hits.append(reader.read(through(vae, [image]))[0] == style)
     return _mean(hits)
 

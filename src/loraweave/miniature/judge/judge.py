@@ -2,10 +2,12 @@
 
 An instance is compared with what every known concept would look like as an instance of its class:
 a cat with a dog's coat is nearest to the dog, though its shape is a cat's. Its looks are a unit
-vector, in part where the encoder puts it and in part its colours.
+vector, in part where the encoder puts it and in part its colours. On its own class a concept is
+known by drawings and by what its LoRA draws; the nearer of the two counts.
 
 The files of a judge: `segmenter.safetensors` and `encoder.safetensors` (weights),
-`looks.safetensors` (each concept's looks on each class, and the palette of the colours),
+`looks.safetensors` (each concept's looks on each class, drawn, and on its own by its LoRA, and the
+palette of the colours),
 `judge.json` (classes, concepts, least areas, thresholds).
 """
 
@@ -20,12 +22,12 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor
 
-from ...detect.components import components
+from ...detect.components import joined_components
 from ...errors import ModelNotFound
 from ..concepts import KNOWN
+from ..half import load_half
 from ..segmenter import Segmenter, load_segmenter
 from ..shipped import WEIGHTS
 from .colours import colours_of, signature
@@ -34,7 +36,7 @@ from .verdict import Instance, Thresholds, Verdict, decide
 
 COLOUR_SHARE = 0.6
 """Of colours in the likeness of two looks; chosen on labelled pictures."""
-PALETTE = "palette"
+PALETTE, OWN = "palette", "own"
 
 
 @torch.no_grad()
@@ -65,7 +67,8 @@ class Judge:
         kinds: names of classes 1 and up.
         least_area: by number of subjects, the least share of the picture of an instance.
         concepts: names of all that are known.
-        looks: by class (N, E), each concept's looks on that class.
+        looks: by class (N, E), each concept's looks on that class, as drawn.
+        own: (N, E), each concept's looks as its LoRA draws it; zero where that is not known.
         centres: (K, 3), the palette of the colours, in CIELAB.
         thresholds: see `verdict.decide`.
     """
@@ -73,12 +76,12 @@ class Judge:
     def __init__(
         self, segmenter: Segmenter, encoder: IdentityEncoder, *, kinds: Sequence[str],
         least_area: Mapping[int, float], concepts: Sequence[str], looks: Mapping[str, Tensor],
-        centres: np.ndarray, thresholds: Thresholds,
+        own: Float[Tensor, "N E"], centres: np.ndarray, thresholds: Thresholds,
     ):  # fmt: skip
         self.segmenter, self.encoder = segmenter.eval(), encoder.eval()
         self.kinds, self.least_area = list(kinds), dict(least_area)
         self.concepts, self.looks, self.thresholds = list(concepts), dict(looks), thresholds
-        self.centres = centres
+        self.own, self.centres = own, centres
 
     def classes(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Class at each place, (B, SIDE/2, SIDE/2); 0 is background, k is `kinds[k - 1]`."""
@@ -86,7 +89,22 @@ class Judge:
 
     def instances(self, image: Image.Image, subjects: int) -> list[Instance]:
         """Connected components of one class, large enough for a scene of so many subjects."""
-        return self._instances(image, self.classes([image])[0], subjects)
+        found = self.found(image, subjects)
+        likeness = self.identify(image, found)
+        instances = [_instance(*pair, near) for pair, near in zip(found, likeness)]
+        return sorted(instances, key=lambda instance: instance.box[0])
+
+    def found(
+        self, image: Image.Image, subjects: int
+    ) -> list[tuple[str, Bool[np.ndarray, "SIDE/2 SIDE/2"]]]:
+        """Class and mask of each instance, class by class."""
+        classes = self.classes([image])[0]
+        least = self.least_area[min(max(subjects, 1), max(self.least_area))] * classes.size
+        return [
+            (kind, mask)
+            for k, kind in enumerate(self.kinds, start=1)
+            for mask in joined_components(classes == k, least)
+        ]
 
     def examine(self, image: Image.Image, concepts: Sequence[str]) -> Verdict:
         """Judge a picture that should show these concepts and no other subject.
@@ -109,27 +127,28 @@ class Judge:
         looks = self.looks[kind]
         return float(looks[self.concepts.index(one)] @ looks[self.concepts.index(other)])
 
-    @torch.no_grad()
+    def looks_under(
+        self, image: Image.Image, masks: Sequence[Bool[np.ndarray, "h w"]]
+    ) -> Float[Tensor, "N E"]:
+        """Looks of the instances under the masks; unit vectors."""
+        return looks_of(*seen_as(self.encoder, self.centres, image, masks))
+
     def identify(
         self, image: Image.Image, found: Sequence[tuple[str, np.ndarray]]
     ) -> list[dict[str, float]]:
         """Per (class, mask) the cosine with every known concept's looks, in [-1, 1]."""
         if not found:
             return []
-        masks = [mask for _, mask in found]
-        vectors = looks_of(*seen_as(self.encoder, self.centres, image, masks))
-        scores = [self.looks[kind] @ vector for (kind, _), vector in zip(found, vectors)]
-        return [dict(zip(self.concepts, row.tolist())) for row in scores]
+        vectors = self.looks_under(image, [mask for _, mask in found])
+        return [self.likeness(kind, vector) for (kind, _), vector in zip(found, vectors)]
 
-    def _instances(self, image: Image.Image, classes: np.ndarray, subjects: int) -> list[Instance]:
-        side = classes.shape[-1]
-        least = self.least_area[min(max(subjects, 1), max(self.least_area))] * side**2
-        found: list[tuple[str, np.ndarray]] = []
-        for k, kind in enumerate(self.kinds, start=1):
-            found += [(kind, mask) for mask in components(classes == k, least)]
-        likeness = self.identify(image, found)
-        instances = [_instance(*pair, near) for pair, near in zip(found, likeness)]
-        return sorted(instances, key=lambda instance: instance.box[0])
+    def likeness(self, kind: str, looks: Float[Tensor, " E"]) -> dict[str, float]:
+        """The cosine of looks on a class with every known concept's."""
+        drawn, own = (self.looks[kind] @ looks).tolist(), (self.own @ looks).tolist()
+        return {
+            name: max(a, b) if KNOWN[name].kind == kind else a
+            for name, a, b in zip(self.concepts, drawn, own)
+        }
 
 
 def _instance(kind: str, mask: np.ndarray, similarities: Mapping[str, float]) -> Instance:
@@ -151,13 +170,12 @@ def load_judge(folder: Path = WEIGHTS / "judge") -> Judge:
     data = json.loads((folder / "judge.json").read_text())
     segmenter = load_segmenter(folder / "segmenter.safetensors", len(data["kinds"]) + 1)
     encoder = IdentityEncoder()
-    weights = load_file(folder / "encoder.safetensors")
-    encoder.load_state_dict({name: value.float() for name, value in weights.items()})
-    looks = {k: found.float() for k, found in load_file(folder / "looks.safetensors").items()}
-    centres = looks.pop(PALETTE).numpy()
+    encoder.load_state_dict(load_half(folder / "encoder.safetensors"))
+    looks = load_half(folder / "looks.safetensors")
+    centres, own = looks.pop(PALETTE).numpy(), looks.pop(OWN)
     return Judge(
         segmenter, encoder, kinds=data["kinds"], concepts=data["concepts"],
         least_area={int(n): a for n, a in data["least_area"].items()},
-        looks=looks, centres=centres,
+        looks=looks, own=own, centres=centres,
         thresholds=Thresholds(data["least_similarity"], data["least_lead"]),
     )  # fmt: skip

@@ -94,7 +94,7 @@ class Thresholds:
 
 LEAST_DISTANCE = 0.05
 """Of two concepts' looks, so that a lead over one that looks the same stays finite."""
-SAME = 0.1
+SAME = 0.15
 """By how much a third concept may be nearer; chosen on labelled pictures."""
 Alike = Callable[[str, str, str], float]
 """Cosine between the looks of two concepts (first and second) on a class (third)."""

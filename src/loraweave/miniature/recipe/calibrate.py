@@ -1,37 +1,81 @@
-"""Stage 5: what a LoRA reaches alone, which is what the judge measures "blended" by."""
+"""Stage 5: the judge is told what each LoRA draws alone.
 
-from collections.abc import Mapping
-from pathlib import Path
+What "blended" is measured by is what a LoRA reaches alone; see `alone.py` for why its pictures
+are references, too, and which half of them is which.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
-from diffusers import StableDiffusionPipeline
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
 
-from ...progress import track
-from ..checks.loras import drawn_alone
 from ..concepts import KNOWN
-from ..judge import Judge, Thresholds
+from ..judge import Judge
+from ..judge.judge import looks_of
+from .alone import Pictures, halves
 from .run import Run
 
-SEED = 50_000  # of the first noise
+OWN_SHARE = 0.5
+"""Of the LoRA's pictures in what its concept is known by beside the drawings; the rest are drawings
+again, since shades of small subjects are between the two. Chosen on labelled pictures."""
 PERCENTILE = 5
 SLACK = 0.15
 """Subjects of a scene are smaller than one alone, and less sharp; chosen on labelled pictures."""
 
 
-def calibrated(
-    run: Run, judge: Judge, pipe: StableDiffusionPipeline, loras: Mapping[str, Path],
-    pictures: int,
-) -> Judge:  # fmt: skip
-    """The judge with its least similarities: under the 5th percentile of each LoRA alone."""
-    least: dict[str, float] = run.load("calibrate") or {}
-    individuals = [name for name in loras if name in KNOWN and name not in least]
-    for name in track(individuals, "miniature: calibrate", total=len(individuals)):
-        found = []
-        for image in drawn_alone(pipe, name, loras[name], pictures, SEED):
-            instances = judge.instances(image, 1)
-            found += [i.similarities[name] for i in instances if i.kind == KNOWN[name].kind]
-        least[name] = float(np.percentile(found, PERCENTILE)) - SLACK if found else 1.0
-        run.save("calibrate", least)
-        run.log("calibrate", name=name, instances=len(found), least_similarity=least[name])
-    judge.thresholds = Thresholds(least, judge.thresholds.least_lead)
-    return judge
+def calibrated(run: Run, judge: Judge, pictures: Pictures) -> Judge:
+    """A judge with references and least similarities by pictures of each LoRA alone."""
+    told = judge
+    for name, images in pictures.items():
+        told = with_own(told, name, *(_looks(judge, name, half) for half in halves(images)))
+        least = told.thresholds.least_similarity[name]
+        run.log("calibrate", name=name, least_similarity=least)
+    return told
+
+
+def with_own(
+    judge: Judge, name: str, references: Float[Tensor, "R E"], measured: Float[Tensor, "M E"]
+) -> Judge:
+    """The judge with looks of one concept's LoRA.
+
+    Args:
+        judge: stays as it is.
+        name: of the concept.
+        references: their middle is known beside the drawings.
+        measured: their 5th percentile, less a little, is the least similarity.
+    """
+    told, row = copy.copy(judge), judge.concepts.index(name)
+    if len(references):
+        told.own = judge.own.clone()
+        drawn = judge.looks[KNOWN[name].kind][row]
+        mixed = (1 - OWN_SHARE) * drawn + OWN_SHARE * _middle(judge, references)
+        told.own[row] = _middle(judge, mixed[None])
+    least = 1.0  # nothing is like a LoRA that never draws its subject
+    if len(measured):
+        likeness = [told.likeness(KNOWN[name].kind, looks)[name] for looks in measured]
+        least = float(np.percentile(likeness, PERCENTILE)) - SLACK
+    every = {**judge.thresholds.least_similarity, name: least}
+    told.thresholds = replace(judge.thresholds, least_similarity=every)
+    return told
+
+
+def _looks(judge: Judge, name: str, images: Sequence[Image.Image]) -> Float[Tensor, "N E"]:
+    """Of the largest instance of the concept's class in each picture that has one."""
+    looks = []
+    for image in images:
+        masks = [mask for kind, mask in judge.found(image, 1) if kind == KNOWN[name].kind]
+        if masks:
+            looks.append(judge.looks_under(image, [max(masks, key=np.sum)]))
+    return torch.cat(looks) if looks else torch.empty(0, 0)
+
+
+def _middle(judge: Judge, looks: Float[Tensor, "N E"]) -> Float[Tensor, " E"]:
+    """The mean direction, of what the encoder says and of the colours each by itself."""
+    mean = looks.mean(0, keepdim=True)
+    colours = len(judge.centres)
+    return looks_of(mean[:, :-colours], mean[:, -colours:])[0]

@@ -15,14 +15,15 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from jaxtyping import Float, UInt8
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...progress import track
-from ..codec import decoded, images_of, pixels_of, posterior_of
+from ..codec import decoded, images_of, pixels_of, posterior_of, through
 from ..concepts import CONCEPTS, KNOWN, draw_concepts, draw_subjects
+from ..half import save_half
 from ..judge.colours import colours_of, palette
 from ..judge.identity import IdentityEncoder
-from ..judge.judge import PALETTE, Judge, looks_of, seen_as
+from ..judge.judge import OWN, PALETTE, Judge, looks_of, seen_as
 from ..judge.verdict import Thresholds
 from ..prompts import listed
 from ..segmenter import SIDE, Segmenter
@@ -34,7 +35,7 @@ from .run import Fit, Run
 CONCEPT_SHARE = 0.3  # of the judge's scenes show concepts instead of random subjects
 STYLED_SHARE = 0.08  # of all scenes are in a style
 LEAST_LEAD = 0.2  # over another concept of the scene; chosen on labelled pictures
-COLOURS = 96  # of the palette that looks are told by
+PALETTE_SIZE = 96  # colours that looks are told by
 BLENDED_SHARE, BLENDED_MOST = 0.3, 0.3  # of pictures, and of another picture mixed into one
 
 
@@ -171,7 +172,7 @@ def concept_looks(
             seen[kind, name] = _seen(pipe, [_look(name, dressed, view) for view in range(views)])
     rng = np.random.default_rng(0)
     some = [rng.choice(colours_of(*pairs[0]), 60) for pairs in seen.values()]
-    centres = palette(np.concatenate(some), COLOURS).astype(np.float32)
+    centres = palette(np.concatenate(some), PALETTE_SIZE).astype(np.float32)
     looks = {}
     for kind in kinds:
         rows = []
@@ -187,18 +188,17 @@ def _seen(
     pipe: StableDiffusionPipeline, drawings: Sequence[Rendering]
 ) -> list[tuple[Image.Image, np.ndarray]]:
     """Pictures of drawings with the first subject's mask at half the resolution."""
-    pixels = pixels_of([drawn.image for drawn in drawings])
-    painted = -(-len(drawings) // 2)  # the first ones; the others are only decoded
+    images = [drawn.image for drawn in drawings]
+    painted = -(-len(images) // 2)  # the first ones; the others are only decoded
     captions = [
         listed([s.kind for s in drawn.drawing.subjects], drawn.drawing.background)
         for drawn in drawings[:painted]
     ]
-    images = images_of(
-        dreamed(pipe, pixels[:painted], captions, torch.Generator().manual_seed(90_000))
-    )
-    if painted < len(drawings):
-        images += images_of(decoded(pipe.vae, posterior_of(pipe.vae, pixels[painted:]).mean))
-    return [(image, drawn.masks[0][1::2, 1::2]) for image, drawn in zip(images, drawings)]
+    g = torch.Generator().manual_seed(90_000)
+    seen = images_of(dreamed(pipe, pixels_of(images[:painted]), captions, g))
+    if images[painted:]:
+        seen += through(pipe.vae, images[painted:])
+    return [(image, drawn.masks[0][1::2, 1::2]) for image, drawn in zip(seen, drawings)]
 
 
 def _look(name: str, dressed: Subject, view: int) -> Rendering:
@@ -213,7 +213,7 @@ def save_judge(judge: Judge, folder: Path) -> None:
     """Write a judge's files."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, module in (("segmenter", judge.segmenter), ("encoder", judge.encoder)):
-        save_half(module, folder / f"{name}.safetensors")
+        save_half(module.state_dict(), folder / f"{name}.safetensors")
     data = {
         "kinds": judge.kinds,
         "least_area": {str(n): round(a, 5) for n, a in judge.least_area.items()},
@@ -221,15 +221,9 @@ def save_judge(judge: Judge, folder: Path) -> None:
         "least_lead": judge.thresholds.least_lead,
         "concepts": judge.concepts,
     }
-    looks = {kind: found.half().contiguous() for kind, found in judge.looks.items()}
-    looks[PALETTE] = torch.from_numpy(judge.centres).half()
-    save_file(looks, folder / "looks.safetensors")
+    looks = judge.looks | {PALETTE: torch.from_numpy(judge.centres), OWN: judge.own}
+    save_half(looks, folder / "looks.safetensors")
     (folder / "judge.json").write_text(json.dumps(data, indent=1) + "\n")
-
-
-def save_half(module: nn.Module, path: Path) -> None:
-    """Write a module's weights in half precision."""
-    save_file({k: v.half().contiguous() for k, v in module.state_dict().items()}, path)
 
 
 def new_judge(
@@ -243,5 +237,6 @@ def new_judge(
     looks, centres = concept_looks(encoder, pipe, world.kinds, views)
     return Judge(
         segmenter, encoder, kinds=world.kinds, least_area=least_areas(world),
-        concepts=list(KNOWN), looks=looks, centres=centres, thresholds=Thresholds({}, LEAST_LEAD),
+        concepts=list(KNOWN), looks=looks, own=torch.zeros_like(looks[world.kinds[0]]),
+        centres=centres, thresholds=Thresholds({}, LEAST_LEAD),
     )  # fmt: skip

@@ -11,9 +11,8 @@ from torch import Tensor
 from ...progress import track
 from ..codec import pixels_of
 from ..segmenter import SIDE
-from ..style_reader import NAMES, PLAIN, StyleReader
+from ..style_reader import NAMES, StyleReader, styled
 from ..world import CROWDED_WORLD, render, sample_drawing
-from ..world.styles import in_style
 from .judge import coded, worn
 from .run import Fit, Run
 
@@ -24,7 +23,7 @@ def styled_scene(seed: int) -> tuple[Image.Image, int]:
     """A drawing in a random style or in none, and the number of that style."""
     style = random.Random(f"style {seed}").choice(NAMES)
     image = render(sample_drawing(seed, CROWDED_WORLD), SIDE).image
-    return (image if style == PLAIN else in_style(image, style)), NAMES.index(style)
+    return styled(image, style), NAMES.index(style)
 
 
 def styled_pool(run: Run, vae: AutoencoderKL, count: int) -> tuple[Tensor, Tensor]:

@@ -13,15 +13,17 @@ from transformers import CLIPTokenizer
 from ...errors import TrainingError
 from ...methods import METHODS
 from ..golden import golden_blocks
+from ..half import save_half
 from ..judge import Judge
 from ..segmenter import Segmenter
 from ..style_reader import StyleReader
 from ..world import CROWDED_WORLD, FIRST_WORLD, FULL_WORLD, TAUGHT_WORLD, WorldSettings
+from .alone import alone_pictures
 from .base import train_base
 from .calibrate import calibrated
 from .decoder import make_sure, train_decoder
 from .encoder import crop_pool, train_encoder
-from .judge import new_judge, save_half, save_judge, train_segmenter
+from .judge import new_judge, save_judge, train_segmenter
 from .loras import train_loras
 from .pool import build_pool
 from .run import Run
@@ -61,7 +63,7 @@ class Size:
         decoder_steps: of the decoder alone, at the end.
         views: drawings of each concept on each class for the judge.
         lora_steps: of each LoRA.
-        calibration: pictures of each LoRA alone for the judge's thresholds.
+        alone: pictures of each LoRA alone for the judge, two or more.
         loras: names of those that are made; all if None.
     """
 
@@ -79,7 +81,7 @@ class Size:
     decoder_steps: int
     views: int
     lora_steps: int
-    calibration: int
+    alone: int
     loras: tuple[str, ...] | None = None
 
 
@@ -104,7 +106,7 @@ SIZES = {
         decoder_steps=1500,
         views=8,
         lora_steps=160,
-        calibration=40,
+        alone=40,
     ),
     "trial": Size(
         _TRIAL,
@@ -121,7 +123,7 @@ SIZES = {
         decoder_steps=2,
         views=1,
         lora_steps=1,
-        calibration=1,
+        alone=2,
         loras=("blackcat", "golddog", "pencil"),
     ),
 }
@@ -160,8 +162,9 @@ def train_miniature(folder: str | Path, size: str = "small", seed: int = 0) -> d
     loras = train_loras(pipe, run.folder, recipe.lora_steps, recipe.loras)
     world = replace(recipe.parts[-1].world, mirrored=0.5)
     pipe.vae = train_decoder(run, pipe.vae, world, recipe.pixels, recipe.decoder_steps)
+    pictures = alone_pictures(run, pipe, loras, recipe.alone)
     judge, finder = _judge(run, recipe, vae, pipe)
-    judge = calibrated(run, judge, pipe, loras, recipe.calibration)
+    judge = calibrated(run, judge, pictures)
     reader = train_style_reader(run, vae, recipe.style_steps, recipe.style_scenes)
     weights = collect(run.folder, judge, finder, reader, pipe)
     return {"folder": str(weights), "size": size}
@@ -221,8 +224,8 @@ def collect(
     pipe.to(torch.float16).save_pretrained(fresh / "base", safe_serialization=True)
     shutil.copytree(folder / "loras", fresh / "loras", ignore=shutil.ignore_patterns("*.state"))
     save_judge(judge, fresh / "judge")
-    save_half(reader, fresh / "judge" / "style.safetensors")
-    save_half(finder, fresh / "finder.safetensors")
+    save_half(reader.state_dict(), fresh / "judge" / "style.safetensors")
+    save_half(finder.state_dict(), fresh / "finder.safetensors")
     pipe.to(torch.float32)  # with the rounding of fp16, as users will load it
     loras = {path.stem: path for path in (fresh / "loras").glob("*.safetensors")}
     golden = {name: golden_blocks(pipe, name, loras).round(4).tolist() for name in METHODS}
