@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from loraweave.detect.components import components, joined_components
 from loraweave.evaluate.bootstrap import bootstrap
 from loraweave.miniature.judge.verdict import Instance, Thresholds, decide
-from loraweave.detect.components import components, joined_components
 
 KINDS = {"blackcat": "cat", "golddog": "dog"}
 LENIENT = Thresholds({}, 0.0)
