@@ -25,7 +25,7 @@ def joined_components(
     """
     whole: list[np.ndarray] = []
     for piece in sorted(components(where, 1), key=np.sum, reverse=True):
-        near = ndimage.distance_transform_edt(~piece) <= NEAR
+        near = cast(np.ndarray, ndimage.distance_transform_edt(~piece)) <= NEAR
         for part in whole:
             if piece.sum() < SMALL_PIECE * part.sum() and near[part].any():
                 part |= piece
