@@ -171,8 +171,11 @@ def compose(
         executor = stack.enter_context(executing(composed, pass_batch))
         method.check(composed)
         for part in _batches(sources, batch_size):
-            given_here = (callback_on_step_end, masks_at_hand, len(part) > 1)
-            caveats += [_caveat(pipe, scene, *source, *given_here) for source in part]
+            caveats += [
+                _caveat(pipe, scene, own_generator, own_latents, callback_on_step_end,
+                        masks_at_hand, len(part) > 1)
+                for own_generator, own_latents in part
+            ]  # fmt: skip
             noise = torch.cat([
                 backbone.noise(*size, own_generator) if own_latents is None
                 else own_latents.detach().to(backbone.device, backbone.dtype, copy=True)

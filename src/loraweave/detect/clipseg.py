@@ -43,6 +43,7 @@ class ClipSeg:
     def find(self, image: Image.Image, noun: str) -> list[Bool[np.ndarray, "h w"]]:
         """Masks of the instances of a noun at the model's resolution, from left to right."""
         inputs = self.processor(text=[noun], images=[image.convert("RGB")], return_tensors="pt")
-        scores = self.model(**inputs.to(self.model.device)).logits.sigmoid()
+        there = {name: value.to(self.model.device) for name, value in inputs.items()}
+        scores = self.model(**there).logits.sigmoid()
         where = scores.reshape(scores.shape[-2:]).cpu().numpy() > THRESHOLD
         return components(where, LEAST * where.size)

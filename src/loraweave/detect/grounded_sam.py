@@ -5,6 +5,7 @@ processor needs torchvision, which this package does not, so its few lines stand
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,15 +35,14 @@ class GroundedSam:
     """
 
     def __init__(self, detector: Path, segmenter: Path, device: str = "cpu"):
-        given = {"local_files_only": True}
+        given: dict[str, Any] = {"local_files_only": True}
         try:
             self.detector_processor = AutoProcessor.from_pretrained(detector, **given)
             self.detector = AutoModelForZeroShotObjectDetection.from_pretrained(
                 detector, use_safetensors=True, **given
             ).to(device)
-            self.masker = Sam2Model.from_pretrained(segmenter, use_safetensors=True, **given).to(
-                device
-            )  # type: ignore[arg-type]
+            masker: Any = Sam2Model.from_pretrained(segmenter, use_safetensors=True, **given)
+            self.masker = masker.to(device)
         except (OSError, ValueError) as error:
             raise ModelNotFound(f"no model in {detector} or {segmenter}: {error}") from None
         self.detector.eval()

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 from jaxtyping import Bool
@@ -66,4 +66,4 @@ def get_segmenter(name: str, *folders: Path, device: str = "cpu") -> Segmenter:
         module, _, attribute = make.partition(":")
         make = getattr(import_module(module), attribute)
     assert callable(make)
-    return make(*folders, device=device) if folders else make()
+    return cast(Segmenter, make(*folders, device=device) if folders else make())

@@ -89,11 +89,11 @@ def merged_adapter(
     if rank is not None and rank < 1:
         raise LoraError(f"a rank of {rank}; at least 1 is needed")
     parts: dict[str, dict] = {"unet": {}, "text_encoder": {}}
-    for which, (component, updates) in enumerate(parts.items(), start=1):
+    for component, updates in parts.items():
         paths = {path: None for a, *_ in adapters for path in getattr(a, component)}
         for path in paths:
-            own = [(found, row[which]) for row in adapters
-                   if (found := getattr(row[0], component).get(path)) is not None]  # fmt: skip
+            own = [(found, unet if component == "unet" else text) for a, unet, text in adapters
+                   if (found := getattr(a, component).get(path)) is not None]  # fmt: skip
             key = f"{seed}/{component}/{path}"
             updates[path] = _merged(own, rule, density, rank, key, losses)
     whole = [(a.sha256, *weights, rule, density, rank, seed) for a, *weights in adapters]

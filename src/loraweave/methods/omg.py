@@ -12,9 +12,11 @@ trace notes.
 
 import math
 from pathlib import Path
+from typing import cast
 
 import torch
 from jaxtyping import Float
+from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
@@ -108,7 +110,7 @@ class ConceptStage(Stage):
 
     def start(self, latents: Tensor) -> Float[Tensor, "B C h w"]:
         backbone = self.executor.backbone
-        images = backbone.decode(latents)
+        images = cast(list[Image.Image], backbone.decode(latents))
         size = (latents.shape[-2], latents.shape[-1])
         found = torch.stack([self._found(n, image, size) for n, image in enumerate(images)])
         self.masks = with_base(found).to(latents)
