@@ -3,7 +3,7 @@
 An instance is compared with what every known concept would look like as an instance of its class:
 a cat with a dog's coat is nearest to the dog, though its shape is a cat's. Its looks are a unit
 vector, in part where the encoder puts it and in part its colours. On its own class a concept is
-known by drawings and by what its LoRA draws; the nearer of the two counts.
+known by drawings, and by the middle of drawings and what its LoRA draws; the nearer counts.
 
 The files of a judge: `segmenter.safetensors` and `encoder.safetensors` (weights),
 `looks.safetensors` (each concept's looks on each class, drawn, and on its own by its LoRA, and the
@@ -68,7 +68,8 @@ class Judge:
         least_area: by number of subjects, the least share of the picture of an instance.
         concepts: names of all that are known.
         looks: by class (N, E), each concept's looks on that class, as drawn.
-        own: (N, E), each concept's looks as its LoRA draws it; zero where that is not known.
+        own: (N, E), each concept's looks between drawings and what its LoRA draws; zero where
+            that is not known.
         centres: (K, 3), the palette of the colours, in CIELAB.
         thresholds: see `verdict.decide`.
     """

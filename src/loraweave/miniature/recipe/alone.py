@@ -34,7 +34,9 @@ def alone_pictures(
         path = folder / f"{name}.safetensors"
         if not path.exists():
             drawn = pixels_of(drawn_alone(pipe, name, loras[name], count, SEED))
-            save_file({"pixels": ((drawn + 1) * 127.5).round().byte().contiguous()}, path)
+            partial = path.with_suffix(".tmp")
+            save_file({"pixels": ((drawn + 1) * 127.5).round().byte().contiguous()}, partial)
+            partial.replace(path)
         pictures[name] = images_of(load_file(path)["pixels"].float() / 127.5 - 1)
     return pictures
 
