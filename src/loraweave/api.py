@@ -24,7 +24,7 @@ from .lora.pipeline import gather_adapters
 from .lora.trigger import fill_triggers
 from .methods import Method, MethodSettings, get_method
 from .output import ComposeOutput, versions
-from .scene import LoraRef, Region, Scene
+from .scene import LoraRef, Scene
 
 LoraSource = str | Path | LoraRef
 Generator = torch.Generator | Sequence[torch.Generator] | None
@@ -99,8 +99,11 @@ def compose(
     Raises:
         SceneError, LoraError, MethodError: see `loraweave.errors`; nothing is drawn then.
     """
-    given_regions = {name: as_mask(name, region) for name, region in (regions or {}).items()}
-    plain = {n: region for n, region in given_regions.items() if isinstance(region, Region)}
+    given_regions = {
+        name: region if isinstance(region, Mapping) else as_mask(name, region)  # a scene file's
+        for name, region in (regions or {}).items()
+    }
+    plain = {n: region for n, region in given_regions.items() if not isinstance(region, Tensor)}
     masks_at_hand = {n: mask for n, mask in given_regions.items() if isinstance(mask, Tensor)}
     if isinstance(prompt, Scene):
         scene = prompt
