@@ -8,6 +8,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from ..api import compose
+from .judged import without_boxes
 from .prompts import marked_prompt
 
 NAMES = ("blackcat", "golddog")
@@ -20,7 +21,7 @@ def golden_blocks(
     """Mean colours (8, 8, 3) in [0, 1] of a picture drawn in 8 steps with seed 1."""
     image = compose(
         pipe, marked_prompt(NAMES, "meadow"), method=method,
-        loras={name: loras[name] for name in NAMES},
+        loras={name: loras[name] for name in NAMES}, settings=without_boxes(method, None),
         num_inference_steps=8, progress=False, output_type="np",
         generator=torch.Generator().manual_seed(1),
     ).images[0]  # fmt: skip
