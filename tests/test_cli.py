@@ -136,7 +136,8 @@ class TestGenerate:
                      "--device", "cpu")  # fmt: skip
         assert result.exit_code == 0, result.stderr
         record = read_png_record(out / "b.png")
-        assert (record["method"], record["settings"]) == ("merge", {})
+        assert record["method"] == "merge"
+        assert record["settings"] == METHODS["merge"]().settings.model_dump()
         assert (record["scene"]["seed"], record["scene"]["num_inference_steps"]) == (9, 1)
         assert record["scene"]["prompt"] == PROMPT
 
