@@ -679,14 +679,19 @@ def test_variants_differ(pipe, loras):
     assert not torch.allclose(improved, faithful, atol=1e-3)
 
 
-@pytest.mark.parametrize("mode", ["together", "one_by_one"])
-def test_gradient_modes_draw_the_same(loras, mode):
+@pytest.mark.parametrize("method", ["clora", "conform", "attend_and_excite"])
+@pytest.mark.parametrize("rows", [None, 2])
+@pytest.mark.parametrize("mode", ["auto", "one_by_one"])
+def test_what_saves_memory_changes_nothing(loras, method, mode, rows):
+    """Passes one by one, and calls of few rows, over 10 steps in float64."""
     pipe = tiny_pipeline().to(torch.float64)
-    settings = {"max_update_step": 2, "refinements": 1}
-    auto, chosen = (
-        draw(pipe, loras, settings={**settings, "gradient": m}).images for m in ("auto", mode)
-    )
-    torch.testing.assert_close(auto, chosen, atol=1e-8, rtol=0)
+    few = {"max_update_step": 5, "refinements": 2}
+    plain, saving = (
+        draw(pipe, loras, method, num_inference_steps=10, settings={**few, "gradient": how},
+             pass_batch=most).images
+        for how, most in (("together", None), (mode, rows))
+    )  # fmt: skip
+    torch.testing.assert_close(saving, plain, atol=1e-8, rtol=0)
 
 
 @pytest.mark.parametrize("variant", ["improved", "faithful"])
