@@ -66,33 +66,32 @@ def lora_sample(pipe: StableDiffusionPipeline, path: Path) -> None:
 
 
 def placed_sample(pipe: StableDiffusionPipeline, path: Path) -> None:
-    """A style LoRA and an accessory LoRA by where they act, on one pair by clora."""
-    pair = "a [qvk cat](tigercat){} and a [zwx dog](golddog){} at the beach"
-    plain, hat = pair.format("", ""), " with a [lvq hat](wizardhat)"
-    scenes: list[tuple[str, str, dict[str, LoraRef]]] = [
+    """A style LoRA by where it acts, on one pair by clora."""
+    plain = "a [jzt cat](inkcat) and a [ohwx rabbit](lilacrabbit) in the meadow"
+    own: dict[str, str | None] = {"inkcat": None, "lilacrabbit": None}
+    styled = f"{plain} <lora:sepia:1>"
+    scenes: list[tuple[str, str, dict[str, str | None]]] = [
         ("no style", plain, {}),
-        ("everywhere", f"{plain} <lora:sepia:1>", {"sepia": _shipped("sepia")}),
-        ("on the cat", f"{plain} <lora:sepia:1>", {"sepia": _shipped("sepia", "tigercat")}),
-        ("behind them", f"{plain} <lora:sepia:1>", {"sepia": _shipped("sepia", "background")}),
-        ("hat on the cat", pair.format(hat, ""), {"wizardhat": _shipped("wizardhat", "tigercat")}),
-        ("hat on the dog", pair.format("", hat), {"wizardhat": _shipped("wizardhat", "golddog")}),
-    ]  # fmt: skip
+        ("everywhere", styled, {"sepia": None}),
+        ("on the cat", styled, {"sepia": "inkcat"}),
+        ("on the background", styled, {"sepia": "background"}),
+    ]
     rows = []
     for seed in (1, 2):
         images = [
             compose(
                 pipe, prompt, method="clora", progress=False,
-                loras={n: _shipped(n) for n in ("tigercat", "golddog")} | others,
+                loras={n: _shipped(n, on) for n, on in (own | others).items()},
                 generator=torch.Generator().manual_seed(seed),
             ).images[0]
             for _, prompt, others in scenes
         ]  # fmt: skip
         rows.append((f"seed {seed}", images))
-    title = "a style LoRA and a hat LoRA by where they act, clora on the miniature"
+    title = "a style LoRA by where it acts, clora on the miniature"
     labelled_grid(rows, [label for label, _, _ in scenes], path, title=title)
 
 
-def _shipped(name: str, on: str | None = None) -> LoraRef:
+def _shipped(name: str, on: str | None) -> LoraRef:
     return LoraRef(path=lora_file(name), on=on)
 
 

@@ -19,9 +19,10 @@ def golden_blocks(
     pipe: StableDiffusionPipeline, method: str, loras: Mapping[str, str | Path]
 ) -> np.ndarray:
     """Mean colours (8, 8, 3) in [0, 1] of a picture drawn in 8 steps with seed 1."""
+    settings = without_boxes(method, {"segmenter": "miniature"} if method == "omg" else None)
     image = compose(
         pipe, marked_prompt(NAMES, "meadow"), method=method,
-        loras={name: loras[name] for name in NAMES}, settings=without_boxes(method, None),
+        loras={name: loras[name] for name in NAMES}, settings=settings,
         num_inference_steps=8, progress=False, output_type="np",
         generator=torch.Generator().manual_seed(1),
     ).images[0]  # fmt: skip
