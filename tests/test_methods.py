@@ -177,6 +177,31 @@ class TestContract:
         by_ref = {n: loraweave.LoraRef(path=path, weight=0) for n, path in loras.items()}
         assert torch.equal(draw(pipe, by_ref, method).images, expected)
 
+    def test_weights_of_blocks_and_over_time_are_numbers_where_they_are_all_alike(
+        self, pipe, loras, method
+    ):
+        """All blocks at .5, or a factor of .5 at every time, is half the weight of the U-Net."""
+
+        def weighted(**given):
+            # One file for both: the other one also has layers outside of all blocks.
+            files = {name: loraweave.LoraRef(path=loras["a"], **given) for name in "ab"}
+            return draw(pipe, files, method).images
+
+        half = {"unet": 0.5, "text_encoder": 1.0}
+        blocks = {"down": 0.5, "mid": 0.5, "up": 0.5}
+        expected = weighted(weight=half)
+        by_block = weighted(weight={"unet": blocks, "text_encoder": 1.0})
+        by_time = weighted(schedule=[(0.0, 0.5)])
+        assert torch.allclose(by_block, expected, atol=1e-5)
+        assert torch.allclose(by_time, expected, atol=1e-5)
+        others = [
+            weighted(),
+            weighted(weight={"unet": blocks | {"up": 0.0}, "text_encoder": 1.0}),
+            weighted(weight={"unet": 0.5, "text_encoder": 0.0}),
+            weighted(weight=half, stop=0.5),
+        ]
+        assert not any(torch.allclose(other, expected, atol=1e-4) for other in others)
+
     def test_two_pictures_are_two_single_calls(self, pipe, loras, method):
         scene = Scene(prompt=PROMPT, loras=loras, num_inference_steps=2, seed=11)
         given = {"method": method, "settings": QUICK.get(method), "output_type": "latent"}

@@ -29,6 +29,7 @@ from ..denoise.composition import Composition, Pass
 from ..denoise.executor import Evaluation, Executor, GradientMode
 from ..denoise.loop import Stage, StepScheduler, guided
 from ..errors import MethodError
+from ..layout.instances import Instances
 from ..layout.masks import (
     concept_strength,
     exclusive,
@@ -66,6 +67,8 @@ class CLoRASettings(MethodSettings):
         mask_smoothing: sigma of a Gaussian over the maps before thresholding, in positions.
         mask_memory: share of the former steps' maps in the maps that masks are cut from.
         soft_edges: sigma of a Gaussian over the masks, in cells of the latent; 0 for hard edges.
+        instances: concepts of one noun get an instance each (see layout/instances.py); the
+            `improved` variant only.
         base_pass: with the base model's pass; without it every place goes to some concept.
         gradient: one graph for all passes, one pass at a time, or whichever suits the size.
     """
@@ -86,6 +89,7 @@ class CLoRASettings(MethodSettings):
     mask_memory: float = Field(0.0, ge=0, lt=1)
     soft_edges: float = Field(0.0, ge=0)
     base_pass: bool = True
+    instances: bool = True
     gradient: GradientMode = "auto"
 
 
@@ -132,9 +136,14 @@ class CLoRAStage(Stage):
         self.executor, self.settings = executor, settings
         self.faithful = settings.variant == "faithful"
         self.groups = concept_groups(self.passes, self.names, self.first_concept)
+        nouns = [concept.noun for concept in composition.concepts]
+        apart = settings.instances and not self.faithful
+        self.instances = Instances(nouns if apart else ())
+        self.words = [self.passes[k].words.of(n) for k, n in self._own_passes()]
         self.step_rule = settings.step_rule
         if self.step_rule == "auto":
             self.step_rule = "literal" if composition.backbone.published_scale else "relative"
+        self.size = (0, 0)  # of the maps
         self._calibration: Tensor | None = None
         self._stale: Evaluation | None = None
         self._memory: Tensor | None = None
@@ -142,7 +151,7 @@ class CLoRAStage(Stage):
     # -- section 3.2: the update of the latent ------------------------------------------------
 
     def refine(self, latents: Tensor, i: int, t: Tensor) -> Float[Tensor, "B C h w"]:
-        self._stale = None
+        self._stale, self.size = None, self.executor.backbone.map_size(latents)
         updates = self._updates(i)
         for n in range(updates):
             if self.faithful and n == updates - 1:
@@ -175,15 +184,20 @@ class CLoRAStage(Stage):
         """InfoNCE over the concepts' words in all passes of a picture (equation 2)."""
         maps = maps.to(torch.promote_types(maps.dtype, torch.float32))  # half is too coarse here
         maps = maps.mean(2)  # over the halves that were evaluated
-        labels = torch.tensor([label for *_, label in self.groups], device=maps.device)
-        temperature = self.settings.temperature
-        return torch.stack([
-            info_nce(
-                normalized(torch.stack([own[k, :, token] for k, token, _ in self.groups])),
-                labels, temperature,
-            )
-            for own in maps
-        ])  # fmt: skip
+        losses = []
+        for b, own in enumerate(maps):
+            embeddings = normalized(torch.stack([own[k, :, token] for k, token, _ in self.groups]))
+            labels = [label for *_, label in self.groups]
+            if self.instances.groups:
+                with torch.no_grad():
+                    masks, _ = self._claims(b, self._own_words(maps.detach()[b : b + 1])[0])
+                alike = [k for group in self.instances.groups for k in group]
+                embeddings = torch.cat([embeddings, masks[alike].flatten(1)])
+                labels = labels + alike
+            losses.append(info_nce(
+                embeddings, torch.tensor(labels, device=maps.device), self.settings.temperature
+            ))  # fmt: skip
+        return torch.stack(losses)
 
     def _step(self, latents: Tensor, gradient: Tensor, i: int) -> Float[Tensor, "B C h w"]:
         """The displacement; on other backbones scaled as `step_rule` says."""
@@ -219,24 +233,13 @@ class CLoRAStage(Stage):
     def masks(self, out: Evaluation, latents: Tensor) -> Float[Tensor, "B P h w"]:
         """One mask per pass, from the words of each concept in its own pass."""
         assert out.maps is not None
-        maps = out.maps.mean(2) if self.faithful else out.maps[:, :, -1]  # (B, P, L, T)
-        size = self.executor.backbone.map_size(latents)
-        settings, pictures = self.settings, []
-        memory = self._memory
-        words = [self.passes[k].words.of(n) for k, n in enumerate(self.names, self.first_concept)]
-        spread = [token for own in words for token in own]  # all words, one after the other
-        of = [k for k, own in enumerate(words, self.first_concept) for _ in own]
-        now = torch.stack([maps[:, k, :, token] for k, token in zip(of, spread)], 1)  # (B, W, L)
+        self.size = self.executor.backbone.map_size(latents)
+        now = self._own_words(out.maps.mean(2) if self.faithful else out.maps[:, :, -1])
+        settings, memory = self.settings, self._memory
         if memory is not None and settings.mask_memory:
             now = settings.mask_memory * memory + (1 - settings.mask_memory) * now
         self._memory = now
-        for own in now:
-            found, strong = [], []
-            for part in own.split([len(w) for w in words]):
-                part = smoothed(part.unflatten(1, size), settings.mask_smoothing)
-                found.append(threshold_mask(part, settings.mask_threshold))
-                strong.append(concept_strength(part))
-            pictures.append((torch.stack(found), torch.stack(strong)))
+        pictures = [self._claims(b, own) for b, own in enumerate(now)]
         found, strong = (torch.stack(kind) for kind in zip(*pictures))
         self.trace.maps.append(strong.float().cpu())
         owned = found if self.faithful else exclusive(found, strong)
@@ -249,6 +252,28 @@ class CLoRAStage(Stage):
                 unclaimed[:, 0] = 1
             owned = torch.where(owned.sum(1, keepdim=True) == 0, unclaimed, owned)
         return owned
+
+    def _own_passes(self) -> list[tuple[int, str]]:
+        return list(enumerate(self.names, self.first_concept))
+
+    def _own_words(self, maps: Float[Tensor, "B P L T"]) -> Float[Tensor, "B W L"]:
+        """The maps of every concept's words in its own pass, one after the other."""
+        return torch.cat([
+            maps[:, k, :, own].transpose(1, 2)
+            for (k, _), own in zip(self._own_passes(), self.words)
+        ], 1)  # fmt: skip
+
+    def _claims(
+        self, picture: int, maps: Float[Tensor, "W L"]
+    ) -> tuple[Float[Tensor, "N h w"], Float[Tensor, "N h w"]]:
+        """Where each concept's words are strong enough, and how strong they are."""
+        found, strong = [], []
+        for part in maps.split([len(own) for own in self.words]):
+            part = smoothed(part.unflatten(1, self.size), self.settings.mask_smoothing)
+            found.append(threshold_mask(part, self.settings.mask_threshold))
+            strong.append(concept_strength(part))
+        strengths = torch.stack(strong)
+        return self.instances.shared_out(picture, torch.stack(found), strengths), strengths
 
 
 def _norms(latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 1 1 1"]:
