@@ -94,14 +94,19 @@ def joined_components(
     """
     whole: list[np.ndarray] = []
     for piece in sorted(components(where, 1), key=np.sum, reverse=True):
-        near = cast(np.ndarray, ndimage.distance_transform_edt(~piece)) <= NEAR
-        for part in whole:
-            if piece.sum() < SMALL_PIECE * part.sum() and near[part].any():
-                part |= piece
-                break
+        part = next((part for part in whole if _belongs(piece, part)), None)
+        if part is None:
+            whole.append(piece)
         else:
-            whole.append(piece.copy())
+            part |= piece
     return _left_to_right([part for part in whole if part.sum() >= least])
+
+
+def _belongs(piece: np.ndarray, part: np.ndarray) -> bool:
+    if piece.sum() >= SMALL_PIECE * part.sum():
+        return False
+    away = cast(np.ndarray, ndimage.distance_transform_edt(~piece))
+    return bool((away[part] <= NEAR).any())
 
 
 def load_segmenter(path: Path, classes: int) -> Segmenter:
