@@ -13,20 +13,14 @@ from PIL import Image
 from loraweave.backbone.sites import reading_sites
 from loraweave.denoise.recorder import RecordingProcessor, recording
 from loraweave.lora import inspect_lora
-from loraweave.miniature.codec import decoded, posterior_of
+from loraweave.miniature.codec import decoded, pixels_of, posterior_of
 from loraweave.miniature.concepts import CONCEPTS
 from loraweave.miniature.judge import load_judge
-from loraweave.miniature.judge.identity import CROP, IdentityEncoder, crop_of, crops_tensor
+from loraweave.miniature.judge.identity import CROP, IdentityEncoder, crop_of
 from loraweave.miniature.recipe.base import new_unet
 from loraweave.miniature.recipe.calibrate import SLACK, with_own
 from loraweave.miniature.recipe.decoder import make_sure, train_decoder
-from loraweave.miniature.recipe.encoder import (
-    contrastive,
-    family,
-    frayed,
-    nearest_is_same,
-    view,
-)
+from loraweave.miniature.recipe.encoder import contrastive, family, frayed, nearest_is_same, view
 from loraweave.miniature.recipe.grounding import PlainRecordingProcessor, grounding_loss
 from loraweave.miniature.recipe.judge import coded, scene_pool, training_scene, worn
 from loraweave.miniature.recipe.loras import PICTURES, RANK, plans, write_examples
@@ -163,7 +157,7 @@ def test_the_encoder_gives_unit_vectors():
     torch.manual_seed(0)
     encoder = IdentityEncoder(width=16, layers=1, outputs=8)
     crops = [Image.new("RGB", (CROP, CROP), colour) for colour in ("red", "blue")]
-    vectors = encoder(crops_tensor(crops))
+    vectors = encoder(pixels_of(crops))
     assert vectors.shape == (2, 8)
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(2))
 

@@ -25,14 +25,20 @@ def joined_components(
     """
     whole: list[np.ndarray] = []
     for piece in sorted(components(where, 1), key=np.sum, reverse=True):
-        near = cast(np.ndarray, ndimage.distance_transform_edt(~piece)) <= NEAR
-        for part in whole:
-            if piece.sum() < SMALL_PIECE * part.sum() and near[part].any():
-                part |= piece
-                break
+        part = next((part for part in whole if _belongs(piece, part)), None)
+        if part is None:
+            whole.append(piece)
         else:
-            whole.append(piece.copy())
+            part |= piece
     return left_to_right([part for part in whole if part.sum() >= least])
+
+
+def _belongs(piece: Bool[np.ndarray, "h w"], part: Bool[np.ndarray, "h w"]) -> bool:
+    """Whether a piece is small beside a part and close to it."""
+    if piece.sum() >= SMALL_PIECE * part.sum():
+        return False
+    away = cast(np.ndarray, ndimage.distance_transform_edt(~piece))
+    return bool((away[part] <= NEAR).any())
 
 
 def left_to_right(

@@ -4,8 +4,6 @@ Crops show the instance alone on grey, squared and scaled to one size, so that p
 background cannot matter; mirroring is taught (see recipe/encoder.py).
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -73,9 +71,3 @@ def crop_of(image: Image.Image, mask: np.ndarray) -> Image.Image:
     square.paste(alone, (-corners[0], -corners[1]))
     return square.resize((CROP, CROP), Image.Resampling.BOX if side > CROP else
                          Image.Resampling.BICUBIC)  # fmt: skip
-
-
-def crops_tensor(crops: Sequence[Image.Image]) -> Float[Tensor, "B 3 s s"]:
-    """Crops in [-1, 1]."""
-    stacked = torch.from_numpy(np.stack([np.asarray(crop) for crop in crops]))
-    return stacked.permute(0, 3, 1, 2).float() / 127.5 - 1

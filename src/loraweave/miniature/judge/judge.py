@@ -6,9 +6,9 @@ vector, in part where the encoder puts it and in part its colours. On its own cl
 known by drawings, and by the middle of drawings and what its LoRA draws; the nearer counts.
 
 The files of a judge: `segmenter.safetensors` and `encoder.safetensors` (weights),
-`looks.safetensors` (each concept's looks on each class, drawn, and on its own by its LoRA, and the
-palette of the colours),
-`judge.json` (classes, concepts, least areas, thresholds).
+`looks.safetensors` (each concept's looks on each class as drawn, those on its own that its LoRA
+has a part in, and the palette of the colours), `judge.json` (classes, concepts, least areas,
+thresholds).
 """
 
 import json
@@ -26,12 +26,13 @@ from torch import Tensor
 
 from ...detect.components import joined_components
 from ...errors import ModelNotFound
+from ..codec import pixels_of
 from ..concepts import KNOWN
 from ..half import load_half
 from ..segmenter import Segmenter, load_segmenter
 from ..shipped import WEIGHTS
 from .colours import colours_of, signature
-from .identity import IdentityEncoder, crop_of, crops_tensor
+from .identity import IdentityEncoder, crop_of
 from .verdict import Instance, Thresholds, Verdict, decide
 
 COLOUR_SHARE = 0.6
@@ -45,7 +46,7 @@ def seen_as(
     masks: Sequence[Bool[np.ndarray, "h w"]],
 ) -> tuple[Float[Tensor, "N E"], Float[Tensor, "N K"]]:  # fmt: skip
     """Where the encoder puts the instances under the masks, and their colours; unit vectors."""
-    crops = crops_tensor([crop_of(image, mask) for mask in masks])
+    crops = pixels_of([crop_of(image, mask) for mask in masks])
     shares = np.stack([signature(colours_of(image, mask), centres) for mask in masks])
     return encoder(crops), torch.from_numpy(shares).float()
 

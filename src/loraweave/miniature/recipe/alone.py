@@ -8,13 +8,13 @@ that no picture is compared with itself.
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
-from safetensors.torch import load_file, save_file
 
 from ...progress import track
 from ..checks.loras import drawn_alone
-from ..codec import images_of, pixels_of
 from ..concepts import KNOWN
 from .run import Run
 
@@ -25,19 +25,16 @@ Pictures = Mapping[str, Sequence[Image.Image]]
 def alone_pictures(
     run: Run, pipe: StableDiffusionPipeline, loras: Mapping[str, Path], count: int
 ) -> dict[str, list[Image.Image]]:
-    """`count` pictures of every individual by its LoRA alone, kept in the folder `alone`."""
-    folder = run.folder / "alone"
-    folder.mkdir(exist_ok=True)
+    """`count` pictures of every individual by its LoRA alone, those of each in a checkpoint."""
     individuals = [name for name in loras if name in KNOWN]
     pictures = {}
     for name in track(individuals, "miniature: alone", total=len(individuals)):
-        path = folder / f"{name}.safetensors"
-        if not path.exists():
-            drawn = pixels_of(drawn_alone(pipe, name, loras[name], count, SEED))
-            partial = path.with_suffix(".tmp")
-            save_file({"pixels": ((drawn + 1) * 127.5).round().byte().contiguous()}, partial)
-            partial.replace(path)
-        pictures[name] = images_of(load_file(path)["pixels"].float() / 127.5 - 1)
+        stage = f"alone_{name}"
+        if (kept := run.load(stage)) is None:
+            drawn = drawn_alone(pipe, name, loras[name], count, SEED)
+            kept = {"pixels": torch.from_numpy(np.stack([np.asarray(one) for one in drawn]))}
+            run.save(stage, kept)
+        pictures[name] = [Image.fromarray(one) for one in kept["pixels"].numpy()]
     return pictures
 
 

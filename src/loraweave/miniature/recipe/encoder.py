@@ -28,8 +28,8 @@ from scipy import ndimage
 from torch import Tensor
 
 from ...progress import track
-from ..codec import images_of, pixels_of
-from ..judge.identity import IdentityEncoder, crop_of, crops_tensor
+from ..codec import from_bytes, images_of, pixels_of, to_bytes
+from ..judge.identity import IdentityEncoder, crop_of
 from ..prompts import listed
 from ..segmenter import SIDE
 from ..world import Drawing, Subject, WorldSettings, render
@@ -149,7 +149,7 @@ def crop_pool(
             pixels = dreamed(pipe, pixels, [one.caption for one in views], g)
         elif number % 2:
             pixels = coded(pixels, vae, g)
-        crops.append(((worn_crops(pixels, views, rng, g) + 1) * 127.5).round().byte())
+        crops.append(to_bytes(worn_crops(pixels, views, rng, g)))
     pool = torch.stack(crops).contiguous()
     save_file({"crops": pool}, path)
     return pool
@@ -176,7 +176,7 @@ def train_encoder(
         g = run.generator(stage, step.number)
         share = FAMILIES // len(pools)
         chosen = torch.cat([p[torch.randperm(len(p), generator=g)[:share]] for p in pools])
-        crops = varied(chosen.flatten(0, 1).float() / 127.5 - 1, g)
+        crops = varied(from_bytes(chosen.flatten(0, 1)), g)
         individuals = torch.arange(len(crops) // 2).repeat_interleave(2)
         with torch.autocast("cpu", torch.bfloat16):
             vectors = encoder(crops).float()
@@ -202,7 +202,7 @@ def worn_crops(
 ) -> Float[Tensor, "B 3 s s"]:
     """Crops of views whose pictures went through more of what generated pictures go through."""
     seen = zip(images_of(worn(pixels, g)), (frayed(one.mask, rng) for one in views))
-    return crops_tensor([crop_of(image, mask) for image, mask in seen])
+    return pixels_of([crop_of(image, mask) for image, mask in seen])
 
 
 @torch.no_grad()

@@ -18,7 +18,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ...progress import track
-from ..codec import decoded, images_of, pixels_of, posterior_of, through
+from ..codec import (
+    decoded,
+    from_bytes,
+    images_of,
+    pixels_of,
+    posterior_of,
+    through,
+    to_bytes,
+)  # fmt: skip
 from ..concepts import CONCEPTS, KNOWN, draw_concepts, draw_subjects
 from ..half import save_half
 from ..judge.colours import colours_of, palette
@@ -81,7 +89,7 @@ def scene_pool(
         drawn = pixels_of([image for image, _ in scenes])
         if start // 32 % 3:
             drawn = coded(drawn, vae, g)
-        pixels.append(((drawn + 1) * 127.5).round().byte())
+        pixels.append(to_bytes(drawn))
         classes.append(torch.from_numpy(np.stack([where for _, where in scenes]).astype(np.uint8)))
     pool = {"pixels": torch.cat(pixels).contiguous(), "classes": torch.cat(classes)}
     save_file(pool, path)
@@ -131,7 +139,7 @@ def train_segmenter(
         g = run.generator(name, step.number)
         chosen = torch.randint(len(images), (batch,), generator=g)
         target = classes[chosen].long()
-        pixels = worn(images[chosen].float() / 127.5 - 1, g)
+        pixels = worn(from_bytes(images[chosen]), g)
         with torch.autocast("cpu", torch.bfloat16):
             scores = segmenter(pixels.to(memory_format=torch.channels_last)).float()
         loss = F.cross_entropy(scores, target)

@@ -162,9 +162,8 @@ def train_miniature(folder: str | Path, size: str = "small", seed: int = 0) -> d
     loras = train_loras(pipe, run.folder, recipe.lora_steps, recipe.loras)
     world = replace(recipe.parts[-1].world, mirrored=0.5)
     pipe.vae = train_decoder(run, pipe.vae, world, recipe.pixels, recipe.decoder_steps)
-    pictures = alone_pictures(run, pipe, loras, recipe.alone)
     judge, finder = _judge(run, recipe, vae, pipe)
-    judge = calibrated(run, judge, pictures)
+    judge = calibrated(run, judge, alone_pictures(run, pipe, loras, recipe.alone))
     reader = train_style_reader(run, vae, recipe.style_steps, recipe.style_scenes)
     weights = collect(run.folder, judge, finder, reader, pipe)
     return {"folder": str(weights), "size": size}
