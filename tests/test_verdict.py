@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from loraweave.detect.components import components, joined_components
+from loraweave.detect.components import components, joined_components, parted
 from loraweave.evaluate.bootstrap import bootstrap
 from loraweave.miniature.judge.verdict import Instance, Thresholds, decide
 
@@ -107,3 +107,28 @@ def test_a_small_piece_close_to_a_larger_one_is_part_of_it():
     assert sorted(sizes) == [48, 64, 64 + 16]
     assert sum(part.sum() for part in joined_components(where, 1)) == where.sum()
     assert len(components(where, 1)) == 5
+
+
+def test_two_that_touch_are_two_if_two_are_wanted():
+    where = np.zeros((40, 60), dtype=bool)
+    where[10:25, 5:20] = True
+    where[16:18, 20:23] = True  # they touch here
+    where[12:27, 23:40] = True
+    (whole,) = components(where, 1)
+    left, right = parted([whole], 2, least=50)
+    assert not (left & right).any()
+    assert np.array_equal(left | right, where)
+    assert left[10:25, 5:20].all()
+    assert right[12:27, 23:40].all()
+    for wanted, least in ((1, 50), (2, 250)):  # one is wanted; a half is too small
+        (same,) = parted([whole], wanted, least=least)
+        assert np.array_equal(same, where)
+    assert len(parted([whole], 3, least=50)) == 2
+
+
+def test_what_has_no_waist_stays_whole():
+    where = np.zeros((40, 60), dtype=bool)
+    where[10:25, 5:20] = True
+    where[16:18, 20:30] = True  # a tail is no half
+    assert len(parted([where], 2, least=5)) == 1
+    assert parted([], 2, least=5) == []

@@ -13,7 +13,7 @@ from typing import Any
 from .. import __version__
 from ..errors import MethodError
 from ..methods import get_method
-from ..miniature.judged import YARDSTICKS, without_boxes
+from ..miniature.judged import TRUE_MASKS, YARDSTICKS, without_boxes
 from ..miniature.prompts import SUITES, ConceptScene, Split, scenes
 from ..miniature.shipped import WEIGHTS
 
@@ -95,7 +95,7 @@ def suite_jobs(
 
 def _settings(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
     if method in YARDSTICKS:
-        return dict(given)
+        return {**(TRUE_MASKS if method == "true_masks" else {}), **given}
     return get_method(method, without_boxes(method, given)).settings.model_dump(mode="json")
 
 

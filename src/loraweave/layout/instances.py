@@ -44,8 +44,11 @@ class Instances:
             strengths: how strong they are, comparable between concepts.
         """
         masks = masks.clone()
+        strengths = strengths.to(torch.promote_types(strengths.dtype, torch.float32))
         for number, group in enumerate(self.groups):
             claimed = masks[group].any(0)
+            if not claimed.any():
+                continue
             places = claimed.nonzero().to(strengths.dtype)  # (M, 2)
             own = strengths[group][:, claimed]  # (K, M)
             centres = self._centres.get((picture, number))
@@ -74,17 +77,17 @@ def clustered(
         int((places @ places.new_tensor(signs)).argmax())
         for signs in itertools.product((-1.0, 1.0), repeat=2)
     ]
-    best, least = places[:count], torch.inf
+    candidates = []
     for start in [int(weights.argmax()), *corners]:
         seeds = places[start][None]
         for _ in range(count - 1):
             away = torch.cdist(places, seeds).amin(1) ** 2
             seeds = torch.cat([seeds, places[(weights * away).argmax()][None]])
-        centres = _settled(places, weights, seeds)
-        spread = float((weights * torch.cdist(places, centres).amin(1) ** 2).sum())
-        if spread < least:
-            best, least = centres, spread
-    return best
+        candidates.append(_settled(places, weights, seeds))
+    return min(
+        candidates,
+        key=lambda centres: float(weights @ torch.cdist(places, centres).amin(1) ** 2),
+    )
 
 
 def _settled(

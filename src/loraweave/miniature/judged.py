@@ -27,6 +27,8 @@ from .shipped import lora_file
 from .style_reader import load_style_reader
 
 YARDSTICKS = ("base", "alone", "true_masks")
+TRUE_MASKS = {"text": "alone"}
+"""Settings of `masked` for the ceiling: elsewhere in the picture nothing speaks of a concept."""
 
 
 def without_boxes(method: str, given: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -82,7 +84,7 @@ class SceneDrawer:
             drawn = draw_concepts(names, place, scene.seed)
             masks = {n: torch.from_numpy(m).float() for n, m in zip(names, drawn.masks)}
             output = self._compose(
-                scene.prompt, scene, "masked", settings or {"text": "own"}, steps, masks
+                scene.prompt, scene, "masked", {**TRUE_MASKS, **(settings or {})}, steps, masks
             )
         else:
             output = self._compose(
@@ -97,8 +99,8 @@ class SceneDrawer:
         """The outcome of each concept, and of the style if there should be one."""
         if style is None:
             return dict(self.judge.examine(image, names).outcomes)
-        found = Counter(i.kind for i in self.judge.instances(image, len(names)))
         wanted = Counter(KNOWN[name].kind for name in names)
+        found = Counter(i.kind for i in self.judge.instances(image, len(names), wanted))
         outcomes = {}
         for name in names:
             kind = KNOWN[name].kind

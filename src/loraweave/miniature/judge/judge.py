@@ -12,6 +12,7 @@ thresholds).
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -24,7 +25,7 @@ from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
 
-from ...detect.components import joined_components
+from ...detect.components import joined_components, parted
 from ...errors import ModelNotFound
 from ..codec import pixels_of
 from ..concepts import KNOWN
@@ -89,24 +90,33 @@ class Judge:
         """Class at each place, (B, SIDE/2, SIDE/2); 0 is background, k is `kinds[k - 1]`."""
         return self.segmenter.classes(images)
 
-    def instances(self, image: Image.Image, subjects: int) -> list[Instance]:
-        """Connected components of one class, large enough for a scene of so many subjects."""
-        found = self.found(image, subjects)
+    def instances(
+        self, image: Image.Image, subjects: int, wanted: Mapping[str, int] | None = None
+    ) -> list[Instance]:
+        """Connected components of one class, large enough for a scene of so many subjects.
+
+        Args:
+            image: what is looked at.
+            subjects: how many there should be.
+            wanted: how many of some classes; where fewer are found, those that touch are parted.
+        """
+        found = self.found(image, subjects, wanted)
         likeness = self.identify(image, found)
         instances = [_instance(*pair, near) for pair, near in zip(found, likeness)]
         return sorted(instances, key=lambda instance: instance.box[0])
 
     def found(
-        self, image: Image.Image, subjects: int
+        self, image: Image.Image, subjects: int, wanted: Mapping[str, int] | None = None
     ) -> list[tuple[str, Bool[np.ndarray, "SIDE/2 SIDE/2"]]]:
-        """Class and mask of each instance, class by class."""
+        """Class and mask of each instance, class by class; see `instances`."""
+        wanted = wanted or {}
         classes = self.classes([image])[0]
         least = self.least_area[min(max(subjects, 1), max(self.least_area))] * classes.size
-        return [
-            (kind, mask)
-            for k, kind in enumerate(self.kinds, start=1)
-            for mask in joined_components(classes == k, least)
-        ]
+        found = []
+        for k, kind in enumerate(self.kinds, start=1):
+            masks = parted(joined_components(classes == k, least), wanted.get(kind, 0), least)
+            found += [(kind, mask) for mask in masks]
+        return found
 
     def examine(self, image: Image.Image, concepts: Sequence[str]) -> Verdict:
         """Judge a picture that should show these concepts and no other subject.
@@ -120,7 +130,7 @@ class Judge:
                 name: similarity for name, similarity in i.similarities.items()
                 if name in kinds or KNOWN[name].kind == i.kind
             })
-            for i in self.instances(image, len(kinds))
+            for i in self.instances(image, len(kinds), Counter(kinds.values()))
         ]  # fmt: skip
         return decide(found, kinds, self.thresholds, self.alike)
 
