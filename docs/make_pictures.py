@@ -12,10 +12,12 @@ from loraweave.api import compose
 from loraweave.evaluate.figures import labelled_grid
 from loraweave.loading import load
 from loraweave.lora_ref import LoraRef
+from loraweave.methods import METHODS
 from loraweave.miniature.checks.pictures import drawn
 from loraweave.miniature.demo import run_demo
 from loraweave.miniature.extras import EXTRAS
-from loraweave.miniature.prompts import listed
+from loraweave.miniature.judged import SceneDrawer
+from loraweave.miniature.prompts import listed, scenes
 from loraweave.miniature.recipe.loras import plans
 from loraweave.miniature.shipped import lora_file
 from loraweave.miniature.world import BACKGROUNDS, FULL_WORLD, KINDS, render, sample_drawing
@@ -91,6 +93,20 @@ def placed_sample(pipe: StableDiffusionPipeline, path: Path) -> None:
     labelled_grid(rows, [label for label, _, _ in scenes], path, title=title)
 
 
+def methods_sample(drawer: SceneDrawer, path: Path, steps: int = 50) -> None:
+    """Every seventh scene-seed of the benchmark, by every method and two yardsticks."""
+    methods = ["base", *METHODS, "true_masks"]
+    rows, marks = [], []
+    for suite in ("pairs", "same_class"):
+        for scene in scenes(suite, "report", 20, 2)[::7]:
+            judged = [drawer.draw(scene, method, steps=steps) for method in methods]
+            rows.append((", ".join(scene.names), [one.images[0] for one in judged]))
+            marks.append([one.right == 1 for one in judged])
+    title = "six scene-seeds of pairs and six of same_class, on the miniature; green: both right"
+    labels = [name.replace("_", " ") for name in methods]
+    labelled_grid(rows, labels, path, title=title, marks=marks)
+
+
 def _shipped(name: str, on: str | None) -> LoraRef:
     return LoraRef(path=lora_file(name), on=on)
 
@@ -103,6 +119,7 @@ def main() -> None:
     base_sample(pipe, PICTURES / "base.png")
     lora_sample(pipe, PICTURES / "loras.png")
     placed_sample(pipe, PICTURES / "placed.png")
+    methods_sample(SceneDrawer(), PICTURES / "methods.png")
     with tempfile.TemporaryDirectory() as folder:
         run_demo(Path(folder))
         for name in ("grid.png", "maps.png", "clora.png", "merge.png"):

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from loraweave import MethodError, SceneError
 from loraweave.bench import report, run_jobs, suite_jobs
+from loraweave.bench.jobs import miniature_version
 from loraweave.bench.run import result_file
 from loraweave.cli import app
 
@@ -30,6 +31,13 @@ def test_a_key_says_all_that_an_outcome_depends_on(jobs):
     assert first.settings["rule"] == "sum", "defaults are written down too"
     tuning = suite_jobs("pairs", ["merge"], split="tuning", steps=1)
     assert not {(j.names, j.seed) for j in tuning} & {(j.names, j.seed) for j in jobs}
+
+
+def test_the_version_of_the_miniature_is_that_of_what_a_scene_uses():
+    versions = {miniature_version(names) for names in (["blackcat"], ["blackcat", "golddog"], [])}
+    assert len(versions) == 3
+    assert miniature_version(["golddog", "blackcat"]) in versions
+    assert all(len(version) == 12 for version in versions)
 
 
 def test_what_is_finished_is_not_run_again(jobs, tmp_path):

@@ -719,6 +719,31 @@ def test_what_saves_memory_changes_nothing(loras, method, mode, rows):
     torch.testing.assert_close(saving, plain, atol=1e-8, rtol=0)
 
 
+def test_concepts_of_one_noun_get_an_instance_each(loras):
+    """Each picture of a batch for itself, in every gradient mode."""
+    pipe = tiny_pipeline().to(torch.float64)
+    one = "a [sks cat](a), a [zwx cat](b) and a [sks dog](c)"
+    files = {**loras, "c": loras["a"]}
+    few = {"max_update_step": 3, "refinements": 2, "mask_threshold": 0.9}
+
+    def drawn(numbers, **settings):
+        return draw(
+            pipe, files, prompt=one, num_inference_steps=5, settings={**few, **settings},
+            num_images_per_prompt=len(numbers), generator=[seed(n) for n in numbers],
+        )  # fmt: skip
+
+    both = drawn((11, 12))
+    for n, number in enumerate((11, 12)):
+        single = drawn((number,), gradient="one_by_one")
+        torch.testing.assert_close(both.images[n : n + 1], single.images, atol=1e-8, rtol=0)
+        assert not torch.allclose(drawn((number,), instances=False).images, single.images)
+    cats = both.masks[0][:, :2]
+    assert (cats.sum(1) <= 1).all()
+    assert (cats.sum((0, 2, 3)) > 0).all()
+    faithful = [drawn((11,), variant="faithful", instances=own).images for own in (True, False)]
+    assert torch.equal(*faithful)
+
+
 @pytest.mark.parametrize("variant", ["improved", "faithful"])
 def test_one_concept_needs_no_update(pipe, loras, variant):
     out = draw(

@@ -8,6 +8,8 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from .. import __version__
@@ -15,7 +17,7 @@ from ..errors import MethodError
 from ..methods import get_method
 from ..miniature.judged import TRUE_MASKS, YARDSTICKS, without_boxes
 from ..miniature.prompts import SUITES, ConceptScene, Split, scenes
-from ..miniature.shipped import WEIGHTS
+from ..miniature.shipped import WEIGHTS, lora_file
 
 SIZES = {"quick": (15, 2), "full": (20, 2)}
 """Number of scenes, and of noises for each."""
@@ -31,7 +33,8 @@ class Job:
         method: or yardstick.
         settings: all of the method's, defaults too.
         steps: of denoising.
-        miniature, package: versions.
+        miniature: version of what the scene depends on, see `miniature_version`.
+        package: version.
     """
 
     suite: str
@@ -83,12 +86,12 @@ def suite_jobs(
         if name not in known:
             raise MethodError(f"no {kind} {name!r}; there are: {', '.join(known)}")
     own = {method: _settings(method, (settings or {}).get(method, {})) for method in methods}
-    count, seeds = SIZES[size]
-    version = miniature_version()
+    chosen = scenes(suite, split, *SIZES[size])
+    versions = {scene: miniature_version(scene.loras) for scene in chosen}
     return [
         Job(suite, split, scene.names, scene.background, scene.seed, scene.style, method,
-            own[method], steps, version, __version__)
-        for scene in scenes(suite, split, count, seeds)
+            own[method], steps, versions[scene], __version__)
+        for scene in chosen
         for method in methods
     ]  # fmt: skip
 
@@ -99,15 +102,21 @@ def _settings(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return get_method(method, without_boxes(method, given)).settings.model_dump(mode="json")
 
 
-def miniature_version() -> str:
-    """The first 12 hexadecimal digits of a hash over all that ships: weights, thresholds, settings.
+def miniature_version(loras: Sequence[str]) -> str:
+    """The first 12 hexadecimal digits of a hash over what a scene with these LoRAs depends on.
 
-    The log of the training and the golden values do not count.
+    That is the base, the judge, the finder and those LoRAs: another one may change, and results
+    without it stay valid.
     """
+    paths = [p for p in sorted((WEIGHTS / "base").rglob("*")) if p.is_file()]
+    paths += [*sorted((WEIGHTS / "judge").iterdir()), WEIGHTS / "finder.safetensors"]
+    paths += [lora_file(name) for name in sorted(loras)]
     digest = hashlib.sha256()
-    for path in sorted(WEIGHTS.rglob("*")):
-        if not path.is_file() or path.name in ("log.json", "golden.json"):
-            continue
-        digest.update(f"{path.relative_to(WEIGHTS)} {path.stat().st_size}".encode())
-        digest.update(path.read_bytes())
+    for path in paths:
+        digest.update(f"{path.relative_to(WEIGHTS)} {_digest(path)}".encode())
     return digest.hexdigest()[:12]
+
+
+@cache
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -9,10 +9,10 @@ neither. Two things keep the concepts apart:
 
 Two variants. `improved`, the default: maps of the conditional half only, noise predicted after
 the last update, step size that falls as in Attend-and-Excite, places that several concepts claim
-given to the strongest. `faithful`: what the authors' code does, which averages the conditional
-and the unconditional half, takes noise and masks from before the last update, keeps the step size
-and averages overlaps. (Its wrong token positions, its failure on an empty adapter list and its
-confusion of width and height are not reproduced.)
+given to the strongest, concepts of one noun kept to an instance each. `faithful`: what the authors'
+code does, which averages the conditional and the unconditional half, takes noise and masks from
+before the last update, keeps the step size and averages overlaps. (Its wrong token positions, its
+failure on an empty adapter list and its confusion of width and height are not reproduced.)
 
 `B` pictures, `P` = N + 1 passes, `S` halves, `L` = h*w positions, `T` tokens, `E` embeddings.
 """

@@ -33,6 +33,7 @@ class Plan:
         format: names in the file.
         alpha: of every update.
         text_encoder: whether it is trained, too.
+        longer: times as many steps as the others: what is worn is small.
     """
 
     trigger: str
@@ -41,13 +42,14 @@ class Plan:
     format: Format
     alpha: float
     text_encoder: bool
+    longer: float = 1.0
 
     def settings(self, steps: int) -> TrainSettings:
         """For the trainer; the rate makes up for alpha."""
         return TrainSettings(
-            rank=RANK, alpha=self.alpha, learning_rate=RATE * RANK / self.alpha, steps=steps,
-            batch_size=8, text_encoder=self.text_encoder, text_learning_rate=RATE / 2,
-            dtype="bfloat16",
+            rank=RANK, alpha=self.alpha, learning_rate=RATE * RANK / self.alpha,
+            steps=round(steps * self.longer), batch_size=8, text_encoder=self.text_encoder,
+            text_learning_rate=RATE / 2, dtype="bfloat16",
         )  # fmt: skip
 
 
@@ -62,6 +64,7 @@ def plans() -> dict[str, Plan]:
         name: Plan(
             *words, format="kohya" if i % 4 == 1 else "diffusers",
             alpha=RANK / 2 if i % 4 == 1 else RANK, text_encoder=i % 4 in (1, 2),
+            longer=2.5 if name in EXTRAS and EXTRAS[name].kind == "accessory" else 1.0,
         )
         for i, (name, words) in enumerate(taught.items())
     }  # fmt: skip
