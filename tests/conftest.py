@@ -6,12 +6,31 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from typer.testing import CliRunner
 
 from loraweave.cli import app
-from tiny import random_lora, tiny_pipeline
+from tiny import random_lora, tiny_pipeline, two_loras
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def pipe() -> StableDiffusionPipeline:
+    """The tiny base, as it was after the test before."""
+    return tiny_pipeline()
+
+
+@pytest.fixture(scope="module")
+def double() -> StableDiffusionPipeline:
+    """The same in float64."""
+    return tiny_pipeline().to(torch.float64)
+
+
+@pytest.fixture(scope="module")
+def loras(tmp_path_factory) -> dict[str, Path]:
+    """LoRAs `a` and `b` for it."""
+    return two_loras(tiny_pipeline(), tmp_path_factory.mktemp("loras"))
 
 
 @pytest.fixture(scope="session")

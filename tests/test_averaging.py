@@ -6,18 +6,13 @@ import torch
 import loraweave
 from loraweave.methods.composite import dominance_weights, key_steps
 from loraweave.methods.switch import Switch
-from tiny import tiny_pipeline, two_loras
+from prepared import PROMPT
+from tiny import tiny_pipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore:Already found a .peft_config.:UserWarning")
 
-PROMPT = "a [sks cat](a) and a [zwx dog](b:0.7) in the meadow"
 TEXT = "a sks cat and a zwx dog in the meadow"
 WEIGHTS = {"a": 1.0, "b": 0.7}
-
-
-@pytest.fixture(scope="module")
-def loras(tmp_path_factory):
-    return two_loras(tiny_pipeline(), tmp_path_factory.mktemp("loras"))
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,5 @@
 """Owners of places in one denoiser call, against passes of their own."""
 
-from contextlib import contextmanager
-
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -9,28 +7,13 @@ from torch import nn
 
 import loraweave
 from loraweave import MethodError, RegionError
-from loraweave.backbone.sd1 import StableDiffusion1
-from loraweave.denoise.composition import composition
 from loraweave.denoise.confined import Confined
-from loraweave.denoise.executor import executing
 from loraweave.layout.regions import region_masks, strip_masks
 from loraweave.lora.keys import plain_modules
-from loraweave.lora.pipeline import gather_adapters
-from loraweave.scene import Region, Scene
-from tiny import tiny_pipeline, two_loras
+from loraweave.scene import Region
+from prepared import PROMPT, engine
 
-PROMPT = "a [sks cat](a) and a [zwx dog](b:0.7) in the meadow"
 T = torch.tensor(601)
-
-
-@pytest.fixture(scope="module")
-def double():
-    return tiny_pipeline().to(torch.float64)
-
-
-@pytest.fixture(scope="module")
-def loras(tmp_path_factory):
-    return two_loras(tiny_pipeline(), tmp_path_factory.mktemp("loras"))
 
 
 def latents(count=1, h=16, w=16):
@@ -43,17 +26,6 @@ def only(k, owners=3, h=16, w=16):
     masks = torch.zeros(1, owners, h, w, dtype=torch.float64)
     masks[:, k] = 1
     return masks
-
-
-@contextmanager
-def engine(pipe, loras, prompt=PROMPT, **changes):
-    scene = Scene(prompt=prompt, loras=loras, **changes)
-    with (
-        gather_adapters(pipe, scene) as adapters,
-        composition(scene, StableDiffusion1(pipe), adapters) as composed,
-        executing(composed) as executor,
-    ):
-        yield executor, composed.passes()
 
 
 @torch.no_grad()

@@ -1,7 +1,6 @@
 """Passes in one batch, recorded attention, early stop, gradients, against plain computations."""
 
 import copy
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -22,42 +21,15 @@ from loraweave.lora.pipeline import gather_adapters
 from loraweave.methods import CLoRA
 from loraweave.methods.clora import info_nce, normalized
 from loraweave.scene import Scene
-from tiny import tiny_pipeline, two_loras
+from prepared import PROMPT, engine
+from tiny import tiny_pipeline
 
-PROMPT = "a [sks cat](a) and a [zwx dog](b:0.7) in the meadow"
 T = torch.tensor(601)
 READ = (  # the 16x16 level of the tiny U-Net
     "down_blocks.0.attentions.0.transformer_blocks.0.attn2",
     "up_blocks.1.attentions.0.transformer_blocks.0.attn2",
     "up_blocks.1.attentions.1.transformer_blocks.0.attn2",
 )
-
-
-@pytest.fixture(scope="module")
-def pipe():
-    return tiny_pipeline()
-
-
-@pytest.fixture(scope="module")
-def double():
-    return tiny_pipeline().to(torch.float64)
-
-
-@pytest.fixture(scope="module")
-def loras(pipe, tmp_path_factory):
-    return two_loras(pipe, tmp_path_factory.mktemp("loras"))
-
-
-@contextmanager
-def engine(pipe, loras, prompt=PROMPT, **changes):
-    """(executor, passes), as the public call prepares them."""
-    scene = Scene(prompt=prompt, loras=loras, **changes)
-    with (
-        gather_adapters(pipe, scene) as adapters,
-        composition(scene, StableDiffusion1(pipe), adapters) as composed,
-        executing(composed) as executor,
-    ):
-        yield executor, composed.passes()
 
 
 def latents(h=16, w=16, dtype=torch.float32, seed=3):

@@ -1,48 +1,17 @@
 """Attend-and-Excite and CONFORM on top of merge, against plain re-implementations."""
 
 import math
-from contextlib import contextmanager
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 import loraweave
-from loraweave.backbone.sd1 import StableDiffusion1
-from loraweave.denoise.composition import composition
-from loraweave.denoise.executor import executing
-from loraweave.denoise.loop import StepScheduler
-from loraweave.lora.pipeline import gather_adapters
 from loraweave.methods import AttendAndExcite, Conform
 from loraweave.methods.attend_and_excite import jensen_shannon, total_variation
-from loraweave.scene import Scene
-from tiny import tiny_pipeline, two_loras
+from prepared import PROMPT, stage_of
 
-PROMPT = "a [sks cat](a) and a [zwx dog](b:0.7) in the meadow"
 CAT, DOG, END = 3, 7, 11  # start 0, a 1, sks 2, cat 3, and 4, a 5, zwx 6, dog 7, in the meadow
-
-
-@pytest.fixture(scope="module")
-def double():
-    return tiny_pipeline().to(torch.float64)
-
-
-@pytest.fixture(scope="module")
-def loras(tmp_path_factory):
-    return two_loras(tiny_pipeline(), tmp_path_factory.mktemp("loras"))
-
-
-@contextmanager
-def stage_of(pipe, loras, method, steps=50, prompt=PROMPT):
-    scene = Scene(prompt=prompt, loras=loras)
-    with (
-        gather_adapters(pipe, scene) as adapters,
-        composition(scene, StableDiffusion1(pipe), adapters) as composed,
-        executing(composed) as executor,
-    ):
-        scheduler = StepScheduler(pipe.scheduler, steps, torch.device("cpu"), None)
-        (stage,) = method.stages(composed, executor, scheduler)
-        yield stage
 
 
 def start(seed=6, count=1):

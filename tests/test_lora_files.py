@@ -28,11 +28,6 @@ BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0"
 TEXT_LAYER = "encoder.layers.0.self_attn"
 
 
-@pytest.fixture(scope="module")
-def pipe():
-    return tiny_pipeline()
-
-
 @contextmanager
 def applied(adapter: Adapter, pipe) -> Iterator[None]:
     """Add an adapter's residuals with forward hooks, as the engine does."""

@@ -12,7 +12,7 @@ from loraweave.lora.adapter import load_adapter
 from loraweave.lora.folder import find_lora, list_loras
 from loraweave.lora.save import save_lora
 from loraweave.lora.trigger import fill_triggers, own_triggers
-from tiny import random_lora, random_state, tiny_pipeline
+from tiny import random_lora, random_state
 
 
 @pytest.fixture
@@ -132,11 +132,6 @@ class TestTriggers:
         scene, notes = fill_triggers(Scene(prompt="[cat](a)"), {"a": {"ss_tag_frequency": tags}})
         assert scene.prompt == "[cat](a)"
         assert "several triggers in its file, none was used: sks, zwx" in notes[0]
-
-
-@pytest.fixture(scope="module")
-def pipe():
-    return tiny_pipeline()
 
 
 def test_compose_draws_with_the_files_trigger_and_says_so(pipe, tmp_path):

@@ -45,11 +45,6 @@ FORMATS = {  # where `inspect` says it in other words than the fixtures
 }
 
 
-@pytest.fixture(scope="module")
-def pipe():
-    return tiny_pipeline()
-
-
 def load(pipe, source, **options):
     return load_adapter("x", source, unet=pipe.unet, text_encoder=pipe.text_encoder, **options)
 

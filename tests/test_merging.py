@@ -24,11 +24,6 @@ PROMPT = "a [sks cat](a:0.8) and a [zwx dog](b:0.5) in the meadow"
 
 
 @pytest.fixture(scope="module")
-def pipe():
-    return tiny_pipeline()
-
-
-@pytest.fixture(scope="module")
 def files(pipe, tmp_path_factory):
     """Ranks and alphas that differ, as files have them."""
     folder = tmp_path_factory.mktemp("loras")

@@ -1,7 +1,6 @@
 """What every method promises, and what CLoRA does in particular."""
 
 import copy
-from contextlib import contextmanager
 from itertools import pairwise
 
 import numpy as np
@@ -18,23 +17,21 @@ from safetensors.torch import load_file, save_file
 import loraweave
 from loraweave import LoraError, MethodError, SceneError
 from loraweave.backbone.sd1 import StableDiffusion1
-from loraweave.denoise.composition import composition
-from loraweave.denoise.executor import Evaluation, executing
-from loraweave.denoise.loop import StepScheduler, guided
+from loraweave.denoise.executor import Evaluation
+from loraweave.denoise.loop import guided
 from loraweave.detect import SEGMENTERS
 from loraweave.detect.registry import Entry
 from loraweave.layout.masks import fused, resized
-from loraweave.lora.pipeline import gather_adapters
 from loraweave.methods import CLoRA, Merge
 from loraweave.methods.clora import concept_groups
 from loraweave.scene import Scene
-from tiny import tiny_pipeline, two_loras
+from prepared import PROMPT, stage_of
+from tiny import tiny_pipeline
 
 pytestmark = pytest.mark.filterwarnings(  # diffusers'
     "ignore:Already found a .peft_config.:UserWarning"
 )
 
-PROMPT = "a [sks cat](a) and a [zwx dog](b:0.7) in the meadow"
 QUICK = {  # others: as they are
     "clora": {"max_update_step": 1, "refinements": 1},
     "masked": {"layout": "strips"},
@@ -65,16 +62,6 @@ SCHEDULERS = [
     EulerDiscreteScheduler,
     EulerAncestralDiscreteScheduler,
 ]
-
-
-@pytest.fixture(scope="module")
-def pipe():
-    return tiny_pipeline()
-
-
-@pytest.fixture(scope="module")
-def loras(pipe, tmp_path_factory):
-    return two_loras(pipe, tmp_path_factory.mktemp("loras"))
 
 
 def draw(pipe, loras, method="clora", prompt=PROMPT, **changes):
@@ -477,17 +464,8 @@ def test_output_pictures_are_those_of_the_pipeline(pipe):
 # -- CLoRA -----------------------------------------------------------------------------------------
 
 
-@contextmanager
 def clora_stage(pipe, loras, prompt=PROMPT, steps=50, **settings):
-    scene = Scene(prompt=prompt, loras=loras)
-    with (
-        gather_adapters(pipe, scene) as adapters,
-        composition(scene, StableDiffusion1(pipe), adapters) as composed,
-        executing(composed) as executor,
-    ):
-        scheduler = StepScheduler(pipe.scheduler, steps, torch.device("cpu"), None)
-        (stage,) = CLoRA(settings).stages(composed, executor, scheduler)
-        yield stage
+    return stage_of(pipe, loras, CLoRA(settings), steps, prompt)
 
 
 def start(dtype=torch.float32):

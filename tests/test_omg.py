@@ -9,9 +9,8 @@ from loraweave import MethodError
 from loraweave.detect import SEGMENTERS, get_segmenter
 from loraweave.detect.components import components
 from loraweave.detect.registry import Entry
-from tiny import tiny_pipeline, two_loras
-
-PROMPT = "a [sks cat](a) and a [zwx dog](b:0.7) in the meadow"
+from prepared import PROMPT
+from tiny import tiny_pipeline
 
 
 class Halves:
@@ -37,16 +36,6 @@ class Everywhere:
 def segmenters(monkeypatch):
     monkeypatch.setitem(SEGMENTERS, "halves", Entry(Halves))
     monkeypatch.setitem(SEGMENTERS, "everywhere", Entry(Everywhere))
-
-
-@pytest.fixture(scope="module")
-def double():
-    return tiny_pipeline().to(torch.float64)
-
-
-@pytest.fixture(scope="module")
-def loras(tmp_path_factory):
-    return two_loras(tiny_pipeline(), tmp_path_factory.mktemp("loras"))
 
 
 def draw(pipe, loras, prompt=PROMPT, method="omg", steps=5, **settings):

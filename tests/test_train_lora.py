@@ -37,11 +37,6 @@ EVERYTHING = TrainSettings(
 QUICK = TrainSettings(rank=2, steps=2, checkpoint_every=1)
 
 
-@pytest.fixture(scope="module")
-def pipe() -> StableDiffusionPipeline:
-    return tiny_pipeline()
-
-
 @pytest.fixture
 def folder(tmp_path) -> Path:
     folder = tmp_path / "pictures"

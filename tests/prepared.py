@@ -1,0 +1,42 @@
+"""A scene on a pipeline, prepared as the public call prepares it."""
+
+from contextlib import contextmanager
+
+import torch
+
+from loraweave.backbone.sd1 import StableDiffusion1
+from loraweave.denoise.composition import composition
+from loraweave.denoise.executor import executing
+from loraweave.denoise.loop import StepScheduler
+from loraweave.lora.pipeline import gather_adapters
+from loraweave.scene import Scene
+
+PROMPT = "a [sks cat](a) and a [zwx dog](b:0.7) in the meadow"
+
+
+@contextmanager
+def composed_on(pipe, loras, prompt=PROMPT, **changes):
+    """(composition, executor)."""
+    scene = Scene(prompt=prompt, loras=loras, **changes)
+    with (
+        gather_adapters(pipe, scene) as adapters,
+        composition(scene, StableDiffusion1(pipe), adapters) as composed,
+        executing(composed) as executor,
+    ):
+        yield composed, executor
+
+
+@contextmanager
+def engine(pipe, loras, prompt=PROMPT, **changes):
+    """(executor, passes)."""
+    with composed_on(pipe, loras, prompt, **changes) as (composed, executor):
+        yield executor, composed.passes()
+
+
+@contextmanager
+def stage_of(pipe, loras, method, steps=50, prompt=PROMPT):
+    """The one stage of a method."""
+    with composed_on(pipe, loras, prompt) as (composed, executor):
+        scheduler = StepScheduler(pipe.scheduler, steps, torch.device("cpu"), None)
+        (stage,) = method.stages(composed, executor, scheduler)
+        yield stage
