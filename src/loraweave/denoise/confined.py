@@ -10,7 +10,7 @@ Keys and values of a text do not change over the steps: they are computed once.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from ..errors import MethodError
 from .composition import Pass
 from .executor import Evaluation, Executor, Halves
 from .hooks import Weighted, level_size, resized_by_area
+from .recorder import LastSiteReached
 
 
 class Confined:
@@ -43,6 +44,7 @@ class Confined:
         self._masks = torch.empty(0)  # (R, K, H, W)
         self._halves: slice = slice(None)
         self._records: list[Tensor] | None = None
+        self._stop = False
 
     def evaluate(
         self,
@@ -52,6 +54,7 @@ class Confined:
         *,
         halves: Halves = "both",
         record: bool = False,
+        maps_only: bool = False,
     ) -> Evaluation:
         """Noise (B, 1, S, C, H, W), and maps (B, K, S, L, T) of every owner's text if asked for.
 
@@ -61,18 +64,21 @@ class Confined:
             t: timestep.
             halves: with or without the unconditional rows.
             record: also attend to every owner's text everywhere, at the reading sites.
+            maps_only: record, and stop after the last of them; no noise then.
         """
+        record = record or maps_only
         count = 2 if halves == "both" else 1
         most = self.executor.pass_batch
         if most and len(latents) > 1 and len(latents) * count > most:
             size = max(1, most // count)
             masks = masks.expand(len(latents), -1, -1, -1)
             parts = [
-                self.evaluate(m, z, t, halves=halves, record=record)
+                self.evaluate(m, z, t, halves=halves, record=record, maps_only=maps_only)
                 for m, z in zip(masks.split(size), latents.split(size))
             ]
             maps = torch.cat([p.maps for p in parts if p.maps is not None]) if record else None
-            return Evaluation(torch.cat([p.noise for p in parts if p.noise is not None]), maps)
+            noise = [p.noise for p in parts if p.noise is not None]
+            return Evaluation(torch.cat(noise) if noise else None, maps)
         rows = latents.repeat_interleave(count, 0)
         self._masks = masks.expand(len(latents), -1, -1, -1).repeat_interleave(count, 0)
         self._halves = slice(None) if halves == "both" else slice(1, None)
@@ -81,17 +87,20 @@ class Confined:
             self._keys = {}
         self._acting = acting
         everywhere, places = self._shared_out(acting)
-        self._records = [] if record else None
+        self._records, self._stop, noise = [] if record else None, maps_only, None
         calls = self.executor.calls
         calls.forward, calls.rows = calls.forward + 1, calls.rows + len(rows)
         text = self.owners[0].states[self._halves].repeat(len(latents), 1, 1)
-        with self._hooks.rows([everywhere] * len(rows), places), self._attending():
+        early = suppress(LastSiteReached)
+        with self._hooks.rows([everywhere] * len(rows), places), self._attending(), early:
             noise = self.executor.backbone.denoise(rows, t, text)
         maps = None
         if self._records:
             maps = torch.stack(self._records).mean(0)  # (R, K, L, T)
             maps = maps.unflatten(0, (len(latents), count)).transpose(1, 2)
-        return Evaluation(noise.unflatten(0, (len(latents), 1, count)), maps)
+        if noise is not None:
+            noise = noise.unflatten(0, (len(latents), 1, count))
+        return Evaluation(noise, maps)
 
     def _shared_out(
         self, acting: Sequence[Sequence[Weighted]]
@@ -144,6 +153,8 @@ class Confined:
             self._records.append(torch.stack([
                 _probabilities(query, keys[k].repeat(pictures, 1, 1, 1)) for k in range(len(keys))
             ], 1))  # fmt: skip
+            if self._stop and len(self._records) == len(self._read):
+                raise LastSiteReached
         assert attn.to_out is not None
         out = attn.to_out[1](attn.to_out[0](total.transpose(1, 2).flatten(2)))
         if attn.residual_connection:

@@ -8,14 +8,17 @@ from .base import Method, MethodSettings
 from .clora import CLoRA, CLoRASettings
 from .composite import Composite
 from .conform import Conform
+from .lora_composer import LoRAComposer
 from .masked import Masked
 from .merge import Merge
 from .omg import OMG
+from .regional import Regional
 from .switch import Switch
 
-METHODS: dict[str, type[Method]] = {
-    m.name: m for m in (CLoRA, Merge, Composite, Switch, Masked, OMG, AttendAndExcite, Conform)
-}
+KNOWN = (
+    CLoRA, LoRAComposer, Merge, Composite, Switch, Masked, Regional, OMG, AttendAndExcite, Conform,
+)  # fmt: skip
+METHODS: dict[str, type[Method]] = {m.name: m for m in KNOWN}
 
 
 def get_method(name: str, settings: MethodSettings | dict[str, Any] | None = None) -> Method:
@@ -30,6 +33,7 @@ def get_method(name: str, settings: MethodSettings | dict[str, Any] | None = Non
 
 
 __all__ = [
-    "METHODS", "AttendAndExcite", "CLoRA", "CLoRASettings", "Composite", "Conform", "Masked",
-    "Merge", "Method", "MethodSettings", "OMG", "Switch", "get_method",
+    "METHODS", "AttendAndExcite", "CLoRA", "CLoRASettings", "Composite", "Conform",
+    "LoRAComposer", "Masked",
+    "Merge", "Method", "MethodSettings", "OMG", "Regional", "Switch", "get_method",
 ]  # fmt: skip

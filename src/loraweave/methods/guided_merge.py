@@ -110,7 +110,7 @@ class GuidedMergeStage(MergeStage):
             words = (100 * maps[..., 1:end]).softmax(-1)
             maps = F.pad(words, (1, maps.shape[-1] - end))
         if settings.smoothing:
-            maps = _smoothed(maps, self._size, settings.smoothing)
+            maps = smoothed_3x3(maps, self._size, settings.smoothing)
         return maps
 
     def _gradient(self, latents: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,7 +132,7 @@ class GuidedMergeStage(MergeStage):
         return torch.minimum(size * self._calibration, reach * settings.step_size / 20) * gradient
 
 
-def _smoothed(
+def smoothed_3x3(
     maps: Float[Tensor, "B L T"], size: tuple[int, int], sigma: float
 ) -> Float[Tensor, "B L T"]:
     """3x3 Gaussian with reflected edges."""

@@ -23,20 +23,30 @@ from ..scene import Scene, Style
 from .base import Method, MethodSettings
 
 Text = Literal["shared", "own", "alone"]
+Layout = Literal["regions", "strips"]
+"""Where the concepts are: as the user says, or the picture cut from left to right."""
 
 
-class MaskedSettings(MethodSettings):
-    """Settings of masked LoRAs.
+class LayoutSettings(MethodSettings):
+    """Settings of methods with regions.
 
     Attributes:
         layout: where the concepts are: `regions`, as the user says; `strips`, the picture cut
             from left to right in the order of the prompt.
+    """
+
+    layout: Layout = "regions"
+
+
+class MaskedSettings(LayoutSettings):
+    """Settings of masked LoRAs.
+
+    Attributes:
         text: `shared`, the whole prompt everywhere; `own`, in each region the prompt with that
             concept's trigger only, and plain nouns outside; `alone`, in each region that
             concept's words and no others, so that it says what is where.
     """
 
-    layout: Literal["regions", "strips"] = "regions"
     text: Text = "shared"
 
 
@@ -87,14 +97,7 @@ class MaskedStage(Stage):
         super().__init__(scheduler)
         self.guidance = composition.scene.guidance_scale
         self.confined = Confined(executor, owners(composition, settings.text))
-        backbone = executor.backbone
-        size = backbone.latent_shape(composition.width, composition.height)[-2:]
-        names = [concept.name for concept in composition.concepts]
-        if settings.layout == "strips":
-            masks = strip_masks(len(names), size)
-        else:
-            masks = region_masks(composition.regions, names, size)
-        self.masks = with_base(masks).to(backbone.device, backbone.dtype)  # (P, H, W)
+        self.masks = with_base(laid_out(composition, settings.layout))  # (P, H, W)
 
     def predict(self, latents: Tensor, i: int, t: Tensor) -> Float[Tensor, "B C h w"]:
         out = self.confined.evaluate(self.masks[None], self.scheduler.scale(latents, t), t)
@@ -102,6 +105,18 @@ class MaskedStage(Stage):
         own = self.masks[1:].float().cpu()
         self.trace.masks.append(own.expand(len(latents), *own.shape))
         return guided(out.noise[:, 0], self.guidance)
+
+
+def laid_out(composition: Composition, layout: Layout) -> Float[Tensor, "N H W"]:
+    """Every concept's region in [0, 1], in cells of the latent; they sum to 1 at most."""
+    backbone = composition.backbone
+    size = backbone.latent_shape(composition.width, composition.height)[-2:]
+    names = [concept.name for concept in composition.concepts]
+    if layout == "strips":
+        masks = strip_masks(len(names), size)
+    else:
+        masks = region_masks(composition.regions, names, size)
+    return masks.to(backbone.device, backbone.dtype)
 
 
 def owners(composition: Composition, text: Text) -> list[Pass]:

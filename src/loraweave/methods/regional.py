@@ -1,0 +1,66 @@
+"""Regionally controllable sampling of Mix-of-Show (Gu et al., NeurIPS 2023).
+
+All LoRAs act everywhere, as one model; only the text differs from region to region: cross-attention
+looks at a region's own prompt inside it and at the whole prompt outside. In the paper the one model
+is a fusion by gradients; here it is the exact sum of the LoRAs.
+"""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ..denoise.composition import Composition, Pass
+from ..denoise.confined import Confined
+from ..denoise.executor import Executor
+from ..denoise.loop import Stage, StepScheduler, guided
+from ..layout.masks import with_base
+from ..prompt import full_prompt, words_alone
+from .base import Method
+from .masked import Layout, LayoutSettings, laid_out
+
+
+class RegionalSettings(LayoutSettings):
+    """Settings of regionally controllable sampling: where the concepts are."""
+
+
+class Regional(Method):
+    """One model for all, a text for each region."""
+
+    name = "regional"
+    summary = "weighted sum of all LoRAs everywhere, each region with a text of its own"
+    source = "Gu et al., Mix-of-Show, arXiv 2305.18292"
+    passes = "1"
+    regions = "needed, or left-to-right strips"
+    Settings = RegionalSettings
+
+    def stages(
+        self, composition: Composition, executor: Executor, scheduler: StepScheduler
+    ) -> list["RegionalStage"]:
+        assert isinstance(self.settings, RegionalSettings)
+        return [RegionalStage(composition, executor, scheduler, self.settings.layout)]
+
+
+class RegionalStage(Stage):
+    """One run, one confined call a step."""
+
+    def __init__(
+        self, composition: Composition, executor: Executor, scheduler: StepScheduler,
+        layout: Layout,
+    ):  # fmt: skip
+        super().__init__(scheduler)
+        self.guidance = composition.scene.guidance_scale
+        self.confined = Confined(executor, region_texts(composition))
+        self.masks = with_base(laid_out(composition, layout))  # (K, H, W)
+
+    def predict(self, latents: Tensor, i: int, t: Tensor) -> Float[Tensor, "B C H W"]:
+        out = self.confined.evaluate(self.masks[None], self.scheduler.scale(latents, t), t)
+        assert out.noise is not None
+        own = self.masks[1:].float().cpu()
+        self.trace.masks.append(own.expand(len(latents), *own.shape))
+        return guided(out.noise[:, 0], self.guidance)
+
+
+def region_texts(composition: Composition) -> list[Pass]:
+    """The whole prompt, and every concept's words, all with all LoRAs."""
+    parsed, every = composition.scene.parsed, composition.concepts
+    prompts = [full_prompt(parsed), *(words_alone(parsed, c.name) for c in every)]
+    return [composition.make_pass(every, background=True, prompt=prompt) for prompt in prompts]
