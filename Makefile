@@ -22,7 +22,7 @@ demo: setup
 	$(BIN)/python -m loraweave.miniature.demo demo
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from filelock import FileLock
 from typer.testing import CliRunner
 
 from loraweave.cli import app
@@ -52,8 +53,15 @@ def lora_files(tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def quick_check() -> dict[str, Any]:
-    """What `loraweave miniature check --quick --json` prints; it takes minutes, so it runs once."""
-    result = CliRunner().invoke(app, ["miniature", "check", "--quick", "--json"])
-    assert result.exit_code == 0, (result.output, result.stderr)
-    return json.loads(result.stdout)
+def quick_check(tmp_path_factory, testrun_uid) -> dict[str, Any]:
+    """What `loraweave miniature check --quick --json` prints; it takes minutes, so it runs once.
+
+    Once for all processes of a run, too: the first one writes it down, and others wait.
+    """
+    kept = tmp_path_factory.getbasetemp().parent / f"quick-check-{testrun_uid}.json"
+    with FileLock(f"{kept}.lock"):
+        if not kept.exists():
+            result = CliRunner().invoke(app, ["miniature", "check", "--quick", "--json"])
+            assert result.exit_code == 0, (result.output, result.stderr)
+            kept.write_text(result.stdout)
+    return json.loads(kept.read_text())

@@ -23,7 +23,7 @@ OUTCOMES = ("right", "missing", "duplicated", "swapped", "blended")
 
 @dataclass(frozen=True)
 class Instance:
-    """One connected component of a class.
+    """One connected component of a class, or a half of one where two touch.
 
     Attributes:
         kind: its class.
