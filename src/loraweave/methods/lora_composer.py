@@ -33,7 +33,7 @@ from ..scene import Scene
 from .base import Method
 from .composer_losses import concept_presence, fill, leak
 from .guided_merge import smoothed_3x3
-from .masked import LayoutSettings, Text, laid_out, owners
+from .masked import LayoutSettings, Text, check_layout, laid_out, owners
 
 INJECTED = ("attn2.to_k", "attn2.to_v", "attn2.to_out.0")
 """What the authors' code uses of a concept's LoRA in the denoiser."""
@@ -86,6 +86,11 @@ class LoRAComposer(Method):
     regions = "needed, or left-to-right strips"
     refuses = ("LoRAs of layers without places (time embedding), with injected=all",)
     Settings = LoRAComposerSettings
+
+    def check(self, composition: Composition) -> None:
+        super().check(composition)
+        assert isinstance(self.settings, LoRAComposerSettings)
+        check_layout(self.name, self.settings.layout, composition)
 
     def extra_adapters(self, scene: Scene, adapters: Mapping[str, Adapter]) -> dict[str, Adapter]:
         assert isinstance(self.settings, LoRAComposerSettings)

@@ -65,11 +65,7 @@ class Masked(Method):
         super().check(composition)
         settings, scene = self.settings, composition.scene
         assert isinstance(settings, MaskedSettings)
-        if settings.layout == "strips" and composition.regions:
-            raise MethodError(
-                f"masked with layout 'strips' cuts the picture itself, and the scene has regions "
-                f"for {', '.join(composition.regions)}; leave out one of the two"
-            )
+        check_layout(self.name, settings.layout, composition)
         worn = [style.name for style in scene.styles if _has_words(style, scene)]
         if settings.text == "alone" and worn:
             raise MethodError(
@@ -81,6 +77,15 @@ class Masked(Method):
         self, composition: Composition, executor: Executor, scheduler: StepScheduler
     ) -> list["MaskedStage"]:
         return [MaskedStage(composition, executor, scheduler, self.settings)]  # type: ignore[arg-type]
+
+
+def check_layout(method: str, layout: Layout, composition: Composition) -> None:
+    """Raise MethodError if there are regions and the method cuts the picture itself."""
+    if layout == "strips" and composition.regions:
+        raise MethodError(
+            f"{method} with layout 'strips' cuts the picture itself, and the scene has regions "
+            f"for {', '.join(composition.regions)}; leave out one of the two"
+        )
 
 
 def _has_words(style: Style, scene: Scene) -> bool:

@@ -15,7 +15,7 @@ from ..denoise.loop import Stage, StepScheduler, guided
 from ..layout.masks import with_base
 from ..prompt import full_prompt, words_alone
 from .base import Method
-from .masked import Layout, LayoutSettings, laid_out
+from .masked import Layout, LayoutSettings, check_layout, laid_out
 
 
 class RegionalSettings(LayoutSettings):
@@ -31,6 +31,11 @@ class Regional(Method):
     passes = "1"
     regions = "needed, or left-to-right strips"
     Settings = RegionalSettings
+
+    def check(self, composition: Composition) -> None:
+        super().check(composition)
+        assert isinstance(self.settings, RegionalSettings)
+        check_layout(self.name, self.settings.layout, composition)
 
     def stages(
         self, composition: Composition, executor: Executor, scheduler: StepScheduler

@@ -19,6 +19,7 @@ from PIL import Image
 
 from ..api import compose
 from ..loading import load
+from ..methods import METHODS
 from ..output import ComposeOutput
 from .concepts import KNOWN, draw_concepts
 from .judge import load_judge
@@ -32,9 +33,9 @@ TRUE_MASKS = {"text": "alone"}
 
 
 def without_boxes(method: str, given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A method's settings for scenes that say nothing of places: `masked` gets strips."""
-    own = {"layout": "strips"} if method == "masked" else {}
-    return own | dict(given or {})
+    """A method's settings for scenes that say nothing of places: who wants regions gets strips."""
+    wants = method in METHODS and "layout" in METHODS[method].Settings.model_fields
+    return ({"layout": "strips"} if wants else {}) | dict(given or {})
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,155 @@
+"""LoRA-Composer and regional sampling, against plainer forms of themselves."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import loraweave
+from loraweave import MethodError
+from loraweave.methods import LoRAComposer, get_method
+from loraweave.methods.lora_composer import INJECTED, reinitialised
+from prepared import PROMPT, stage_of
+
+LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
+BARE = {
+    "presence": 0.0, "fill": 0.0, "leak": 0.0, "isolation": False, "reinitialise": "no",
+}  # fmt: skip
+
+
+def noise(count=1):
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn((count, 4, 16, 16), generator=generator, dtype=torch.float64)
+
+
+def draw(pipe, loras, method="lora_composer", regions=None, steps=3, **own):
+    return loraweave.compose(
+        pipe, PROMPT, loras=loras, method=method, settings=own, num_inference_steps=steps,
+        regions={"a": LEFT, "b": RIGHT} if regions is None else regions, output_type="latent",
+        generator=torch.Generator().manual_seed(4), progress=False,
+    )  # fmt: skip
+
+
+def test_without_its_own_parts_it_is_masked(double, loras):
+    bare = draw(double, loras, injected="all", **BARE)
+    masked = draw(double, loras, "masked", text="alone")
+    torch.testing.assert_close(bare.images, masked.images, atol=1e-9, rtol=0)
+    for part, value in {
+        "isolation": True, "presence": 8.0, "fill": 2.0, "leak": 10.0, "reinitialise": "plain",
+        "injected": "cross", "text": "own",
+    }.items():  # fmt: skip
+        other = draw(double, loras, **{"injected": "all", **BARE, part: value})
+        assert not torch.allclose(other.images, bare.images, atol=1e-6), part
+
+
+def test_injection_is_the_loras_keys_values_and_output(double, loras, tmp_path):
+    """The rest of the LoRA's part for the denoiser may as well not be there."""
+    parts = tuple(path.replace(".", "_") for path in INJECTED)
+    tensors = load_file(loras["a"])
+    kept = {k: v for k, v in tensors.items() if "lora_te" in k or k.split(".")[0].endswith(parts)}
+    assert 0 < len(kept) < len(tensors)
+    save_file(kept, tmp_path / "part.safetensors", metadata=header(loras["a"]))
+    whole = draw(double, loras, **BARE).images
+    part = {**loras, "a": tmp_path / "part.safetensors"}
+    torch.testing.assert_close(draw(double, part, **BARE).images, whole, atol=1e-12, rtol=0)
+    everything = draw(double, part, **BARE, injected="all").images
+    assert not torch.allclose(everything, whole, atol=1e-6), "b has more"
+
+
+def header(path):
+    with safe_open(path, "pt") as file:
+        return file.metadata()
+
+
+def test_the_gradient_is_that_of_the_loss(double, loras):
+    with stage_of(double, loras, LoRAComposer({"layout": "strips"})) as stage:
+        z, t = noise(), stage.scheduler.timesteps[0]
+        losses, gradient = stage._gradient(z, t)
+        along = torch.randn(z.shape, generator=torch.Generator().manual_seed(5)).double()
+        step = 1e-5
+        ahead, behind = (stage._gradient(z + sign * step * along, t)[0] for sign in (1, -1))
+    slope = (ahead - behind) / (2 * step)
+    assert losses.item() > 0
+    assert (gradient * along).sum().item() == pytest.approx(slope.item(), rel=1e-3)
+
+
+def test_updates_end_when_the_loss_rises(double, loras):
+    every = draw(double, loras, steps=8, patience=8, step_size=0.0).info["losses"][0]
+    assert [i for i, _ in every] == list(range(8))
+    some = draw(double, loras, steps=8, patience=2, step_size=0.0).info["losses"][0]
+    rises = [i for (_, a), (i, b) in pairwise(some) if b > a and i >= 2]
+    assert rises == [] or rises == [some[-1][0]]
+    assert len(draw(double, loras, steps=8, max_updates=3).info["losses"][0]) <= 3
+    assert draw(double, loras, presence=0.0, fill=0.0, leak=0.0).info["losses"] == [[]]
+
+
+def test_batch_is_singles(double, loras):
+    both = loraweave.compose(
+        double, PROMPT, loras=loras, method="lora_composer", settings={"layout": "strips"},
+        num_inference_steps=3, num_images_per_prompt=2, output_type="latent", progress=False,
+        generator=[torch.Generator().manual_seed(n) for n in (1, 2)],
+    )  # fmt: skip
+    for n in (1, 2):
+        single = loraweave.compose(
+            double, PROMPT, loras=loras, method="lora_composer", settings={"layout": "strips"},
+            num_inference_steps=3, output_type="latent", progress=False,
+            generator=torch.Generator().manual_seed(n),
+        )  # fmt: skip
+        torch.testing.assert_close(both.images[n - 1 : n], single.images, atol=1e-8, rtol=0)
+
+
+def test_fitting_noise_comes_into_the_regions():
+    z = torch.randn((2, 8, 16), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    regions = torch.zeros(2, 4, 8, dtype=torch.bool)
+    regions[0, 0:2, 0:2] = True
+    regions[1, 2:4, 5:8] = True
+    maps = [torch.zeros(1, 4, 8), torch.zeros(2, 4, 8)]
+    maps[0][0, 2:4, 6:8] = 1  # the first one's words look at the lower right corner
+    maps[1][0, 0:2, 1:4] = 0.5
+    maps[1][1, 0:2, 1:4] = 0.5
+    new = reinitialised(z, maps, regions)
+    assert new.mean().item() == pytest.approx(z.mean().item(), abs=1e-12)
+    assert new.std().item() == pytest.approx(z.std().item(), abs=1e-12)
+    raw = z.clone()
+    raw[:, 0:4, 0:4] = z[:, 4:8, 12:16]
+    raw[:, 4:8, 10:16] = z[:, 0:4, 2:8]
+    raw = (raw - raw.mean()) / raw.std() * z.std() + z.mean()
+    torch.testing.assert_close(new, raw, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("method", ["lora_composer", "regional"])
+def test_strips_and_regions_exclude_each_other(double, loras, method):
+    with pytest.raises(MethodError, match=f"{method} with layout 'strips' cuts the picture"):
+        draw(double, loras, method, layout="strips")
+
+
+def test_regional_has_one_model_and_a_text_for_each_region(double, loras):
+    whole = draw(double, loras, "regional").images
+    turned = draw(double, loras, "regional", regions={"a": RIGHT, "b": LEFT}).images
+    assert not torch.allclose(whole, turned, atol=1e-3)
+    with stage_of(double, loras, get_method("regional", {"layout": "strips"})) as stage:
+        owners = stage.confined.owners
+    names = [[adapter.name for adapter, _ in owner.adapters] for owner in owners]
+    assert names == [["a", "b"]] * 3
+    assert [o.text for o in owners] == [
+        "a sks cat and a zwx dog in the meadow",
+        "sks cat",
+        "zwx dog",
+    ]
+
+
+fraction = st.integers(0, 20).map(lambda n: n / 20)
+boxes = st.tuples(fraction, fraction, fraction, fraction).filter(
+    lambda b: b[0] < b[2] and b[1] < b[3]
+)
+
+
+@settings(max_examples=8, deadline=None)
+@given(boxes, boxes)
+def test_no_box_makes_a_picture_undefined(double, loras, one, other):
+    out = draw(double, loras, regions={"a": one, "b": other}, steps=2)
+    assert out.images.isfinite().all()
