@@ -206,7 +206,8 @@ class LoRAComposerStage(Stage):
         """Sum over the regions; two words' worth of enhancement each, however many tokens."""
         settings, total = self.settings, looks.new_zeros(())
         for own, region in zip(maps, regions):
-            smooth = smoothed_3x3(own.flatten(1).T[None], own.shape[-2:], 0.5)[0].T.view_as(own)
+            smooth = smoothed_3x3(own.flatten(1).T[None], (own.shape[1], own.shape[2]), 0.5)[0].T
+            smooth = smooth.view_as(own)
             words = settings.presence * concept_presence(smooth, region)
             words = words + settings.fill * fill(smooth, region)
             total = total + 2 * words.mean() + settings.leak * leak(looks, region)
