@@ -600,10 +600,10 @@ def test_a_zero_gradient_moves_nothing(pipe, loras):
 
 def test_auto_step_rule(pipe, loras, monkeypatch):
     with clora_stage(pipe, loras) as stage:
-        assert stage.step_rule == "relative"
+        assert stage.stepper.rule == "relative"
     monkeypatch.setattr(StableDiffusion1, "published_scale", True)
     with clora_stage(pipe, loras) as stage:
-        assert stage.step_rule == "literal"
+        assert stage.stepper.rule == "literal"
 
 
 def test_groups_are_the_nouns_everywhere_and_the_trigger_in_its_own_pass(pipe, loras):

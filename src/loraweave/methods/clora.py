@@ -41,11 +41,14 @@ from ..layout.masks import (
     with_base,
 )
 from ..scene import BACKGROUND
-from .base import Method, MethodSettings
+from .base import Method
+from .stepping import Stepper, StepSettings, falling
 
 
-class CLoRASettings(MethodSettings):
+class CLoRASettings(StepSettings):
     """Settings of CLoRA; the defaults are the paper's where it states them.
+
+    The step is that of `StepSettings`.
 
     Attributes:
         variant: `improved` or `faithful`, see the top of this file.
@@ -55,12 +58,6 @@ class CLoRASettings(MethodSettings):
         refinement_steps: steps with extra updates.
         refinements: how many extra updates there.
         temperature: of InfoNCE.
-        step_size: z <- z - step_size * gradient, on the scale of Stable Diffusion 1.5.
-        step_rule: `literal` takes step_size as it is; `relative` calibrates it at the first
-            update so that step_size 20 moves the latent by `relative_step` of its norm, and
-            never moves it further than that at once; `auto` is literal on Stable Diffusion 1.x
-            and relative elsewhere.
-        relative_step: see step_rule, a fraction of the latent's norm.
         masks: join the passes by masks; without, by their mean.
         mask_from: the first step with masks; before it the passes are averaged.
         mask_threshold: lambda, a fraction of each map's maximum.
@@ -79,9 +76,6 @@ class CLoRASettings(MethodSettings):
     refinement_steps: tuple[int, ...] = Field((0, 10, 20), strict=False)  # lists too
     refinements: int = Field(20, ge=0)
     temperature: float = Field(0.5, gt=0)
-    step_size: float = Field(20.0, ge=0)
-    step_rule: Literal["auto", "literal", "relative"] = "auto"
-    relative_step: float = Field(0.004, gt=0, lt=1)
     masks: bool = True
     mask_from: int = Field(0, ge=0)
     mask_threshold: float = Field(0.4, gt=0, lt=1)
@@ -140,11 +134,8 @@ class CLoRAStage(Stage):
         apart = settings.instances and not self.faithful
         self.instances = Instances(nouns if apart else ())
         self.words = [self.passes[k].words.of(n) for k, n in self._own_passes()]
-        self.step_rule = settings.step_rule
-        if self.step_rule == "auto":
-            self.step_rule = "literal" if composition.backbone.published_scale else "relative"
+        self.stepper = Stepper(settings, composition.backbone)
         self.size = (0, 0)  # of the maps
-        self._calibration: Tensor | None = None
         self._stale: Evaluation | None = None
         self._memory: Tensor | None = None
 
@@ -200,19 +191,9 @@ class CLoRAStage(Stage):
         return torch.stack(losses)
 
     def _step(self, latents: Tensor, gradient: Tensor, i: int) -> Float[Tensor, "B C h w"]:
-        """The displacement; on other backbones scaled as `step_rule` says."""
-        settings = self.settings
-        total = len(self.scheduler.timesteps)
-        size = settings.step_size
-        if not self.faithful:  # from 1 to .5 over the run (Attend-and-Excite)
-            size *= (1 - 0.5 * i / max(1, total - 1)) ** 0.5
-        if self.step_rule == "literal":
-            return size * gradient
-        norm = _norms(gradient).clamp(min=torch.finfo(gradient.dtype).tiny)
-        reach = settings.relative_step * _norms(latents) / norm  # moves by relative_step
-        if self._calibration is None:
-            self._calibration = reach / 20
-        return torch.minimum(size * self._calibration, reach * settings.step_size / 20) * gradient
+        """The displacement; it falls to .7 over the run, but not in the authors' code."""
+        fall = 1.0 if self.faithful else falling(i, len(self.scheduler.timesteps)) ** 0.5
+        return self.stepper(latents, gradient, fall)
 
     # -- section 3.3: masks and fusion --------------------------------------------------------
 
@@ -274,10 +255,6 @@ class CLoRAStage(Stage):
             strong.append(concept_strength(part))
         strengths = torch.stack(strong)
         return self.instances.shared_out(picture, torch.stack(found), strengths), strengths
-
-
-def _norms(latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 1 1 1"]:
-    return latents.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
 
 
 def concept_groups(

@@ -6,8 +6,6 @@ more of them at a few steps, a step size that falls with the square root. Only t
 `B` pictures, `L` positions, `T` tokens, `W` words.
 """
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -17,20 +15,15 @@ from torch import Tensor
 from ..denoise.composition import Composition
 from ..denoise.executor import Executor, GradientMode
 from ..denoise.loop import StepScheduler
-from .base import MethodSettings
 from .merge import MergeStage
+from .stepping import Stepper, StepSettings, falling
 
 
-class GuidanceSettings(MethodSettings):
+class GuidanceSettings(StepSettings):
     """Settings of all of them; the defaults are those of the authors of Attend-and-Excite.
 
     Attributes:
         max_update_step: the latent is updated at steps before this one.
-        step_size: at the first step, on the scale of Stable Diffusion 1.5; it falls to .7 of this.
-        step_rule: `literal` takes step_size as it is; `relative` lets step_size 20 move the latent
-            by `relative_step` of its norm at the first update, and never further at once; `auto`
-            is literal on Stable Diffusion 1.x and relative elsewhere.
-        relative_step: see step_rule.
         sharpen: take the softmax of 100 times the probabilities over the tokens, without the first
             and the last of the text encoder's positions.
         normalize_eot: leave out the end token and the padding there, too, as the authors do for
@@ -41,9 +34,6 @@ class GuidanceSettings(MethodSettings):
     """
 
     max_update_step: int = Field(25, ge=0)
-    step_size: float = Field(20.0, ge=0)
-    step_rule: Literal["auto", "literal", "relative"] = "auto"
-    relative_step: float = Field(0.004, gt=0, lt=1)
     sharpen: bool = True
     normalize_eot: bool = False
     smoothing: float = Field(0.5, ge=0)
@@ -67,10 +57,7 @@ class GuidedMergeStage(MergeStage):
         self.nouns = [words.nouns[name] for name in names]
         self.triggers = [words.triggers.get(name, []) for name in names]
         self.end = executor.backbone.end_position(self.passes[0].text)
-        rule = settings.step_rule
-        if rule == "auto":
-            rule = "literal" if composition.backbone.published_scale else "relative"
-        self._literal, self._calibration = rule == "literal", torch.empty(0)
+        self.stepper = Stepper(settings, composition.backbone)
 
     def loss(self, maps: Float[Tensor, "B L T"]) -> Float[Tensor, " B"]:
         """Of each picture, from maps as `words_of` makes them."""
@@ -121,15 +108,8 @@ class GuidedMergeStage(MergeStage):
         )  # fmt: skip
 
     def _step(self, latents: Tensor, gradient: Tensor, i: int) -> Float[Tensor, "B C h w"]:
-        settings, total = self.settings, len(self.scheduler.timesteps)
-        size = settings.step_size * (1 - 0.5 * i / max(1, total - 1)) ** 0.5
-        if self._literal:
-            return size * gradient
-        norm, length = (x.flatten(1).norm(dim=1).view(-1, 1, 1, 1) for x in (gradient, latents))
-        reach = settings.relative_step * length / norm.clamp(min=torch.finfo(norm.dtype).tiny)
-        if not self._calibration.numel():
-            self._calibration = reach / 20
-        return torch.minimum(size * self._calibration, reach * settings.step_size / 20) * gradient
+        """The displacement; it falls to .7 over the run."""
+        return self.stepper(latents, gradient, falling(i, len(self.scheduler.timesteps)) ** 0.5)
 
 
 def smoothed_3x3(

@@ -34,12 +34,13 @@ from .base import Method
 from .composer_losses import concept_presence, fill, leak
 from .guided_merge import smoothed_3x3
 from .masked import LayoutSettings, Text, check_layout, laid_out, owners
+from .stepping import Stepper, StepSettings, falling
 
 INJECTED = ("attn2.to_k", "attn2.to_v", "attn2.to_out.0")
 """What the authors' code uses of a concept's LoRA in the denoiser."""
 
 
-class LoRAComposerSettings(LayoutSettings):
+class LoRAComposerSettings(LayoutSettings, StepSettings):
     """Settings of LoRA-Composer; the defaults are those of the authors' code.
 
     Attributes:
@@ -53,10 +54,7 @@ class LoRAComposerSettings(LayoutSettings):
             or `after_update`, after one update of the latent.
         max_updates: at most so many steps have an update, one each.
         patience: steps before an update that did not lower the loss is the last one.
-        step_size: on the scale of Stable Diffusion 1.5.
         decay: of the step size, from 1 to sqrt(.5) (`sqrt`) or to .5 (`linear`).
-        step_rule: as in clora.
-        relative_step: as in clora.
         soft_edges: sigma of a Gaussian over the regions' edges in cross-attention, in cells.
     """
 
@@ -69,10 +67,7 @@ class LoRAComposerSettings(LayoutSettings):
     reinitialise: Literal["no", "plain", "after_update"] = "plain"
     max_updates: int = Field(26, ge=0)
     patience: int = Field(5, ge=0)
-    step_size: float = Field(20.0, ge=0)
     decay: Literal["sqrt", "linear"] = "sqrt"
-    step_rule: Literal["auto", "literal", "relative"] = "auto"
-    relative_step: float = Field(0.004, gt=0, lt=1)
     soft_edges: float = Field(0.0, ge=0)
 
 
@@ -132,10 +127,7 @@ class LoRAComposerStage(Stage):
             executor.backbone.unet, self.regions if settings.isolation else self.regions[:0],
             executor.backbone.sites,
         )  # fmt: skip
-        rule = settings.step_rule
-        if rule == "auto":
-            rule = "literal" if composition.backbone.published_scale else "relative"
-        self._literal, self._calibration = rule == "literal", torch.empty(0)
+        self.stepper = Stepper(settings, composition.backbone)
         self._former: Tensor | None = None
         self._moving: Tensor | None = None
 
@@ -222,16 +214,10 @@ class LoRAComposerStage(Stage):
         ]
 
     def _step(self, latents: Tensor, gradient: Tensor, i: int) -> Float[Tensor, "B C H W"]:
-        settings, total = self.settings, len(self.scheduler.timesteps)
-        size = 1 - 0.5 * i / max(1, total - 1)
-        size = settings.step_size * (size**0.5 if settings.decay == "sqrt" else size)
-        if self._literal:
-            return size * gradient
-        norm, length = (x.flatten(1).norm(dim=1).view(-1, 1, 1, 1) for x in (gradient, latents))
-        reach = settings.relative_step * length / norm.clamp(min=torch.finfo(norm.dtype).tiny)
-        if not self._calibration.numel():
-            self._calibration = reach / 20
-        return torch.minimum(size * self._calibration, reach * settings.step_size / 20) * gradient
+        fall = falling(i, len(self.scheduler.timesteps))
+        return self.stepper(
+            latents, gradient, fall if self.settings.decay == "linear" else fall**0.5
+        )
 
     def predict(self, latents: Tensor, i: int, t: Tensor) -> Float[Tensor, "B C H W"]:
         with self.isolation.acting():
