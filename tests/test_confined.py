@@ -8,7 +8,7 @@ from torch import nn
 import loraweave
 from loraweave import MethodError, RegionError
 from loraweave.denoise.confined import Confined
-from loraweave.layout.regions import region_masks, strip_masks
+from loraweave.layout.regions import region_masks, shared, strip_masks
 from loraweave.lora.keys import plain_modules
 from loraweave.scene import Region
 from prepared import PROMPT, engine
@@ -178,14 +178,14 @@ def test_regions_decide(double, loras):
 
 def test_boxes_own_the_cells_whose_centre_is_in_them():
     regions = {"a": Region(box=(0, 0, 0.5, 1)), "b": Region(box=(0.5, 0.26, 1, 0.75))}
-    masks = region_masks(regions, ["a", "b"], (4, 4))
+    masks = shared(region_masks(regions, ["a", "b"], (4, 4)))
     assert masks[0].tolist() == [[1, 1, 0, 0]] * 4
     assert masks[1].tolist() == [[0] * 4, [0, 0, 1, 1], [0, 0, 1, 1], [0] * 4]
 
 
 def test_a_small_box_owns_the_nearest_cell_and_overlaps_are_shared():
     regions = {"a": Region(box=(0.5, 0.5, 0.51, 0.51)), "b": Region(box=(0, 0, 1, 1))}
-    masks = region_masks(regions, ["a", "b"], (4, 4))
+    masks = shared(region_masks(regions, ["a", "b"], (4, 4)))
     assert masks[0].sum() == 0.5
     assert masks.sum(0).tolist() == [[1] * 4] * 4
 

@@ -115,12 +115,14 @@ class Isolation:
         )
         out, seen = torch.zeros_like(query), None
         if self._recording and id(attn) in self._read:
-            seen = query.new_zeros(len(query), query.shape[2], query.shape[2])
+            exact = torch.promote_types(query.dtype, torch.float32)  # half is too coarse for losses
+            seen = query.new_zeros(len(query), query.shape[2], query.shape[2], dtype=exact)
         for queries, keys in self.groups(states.shape[1]):
             own, allowed = query[:, :, queries], key[:, :, keys]
             out[:, :, queries] = F.scaled_dot_product_attention(own, allowed, value[:, :, keys])
             if seen is not None:
-                scores = own @ allowed.transpose(-1, -2) / query.shape[-1] ** 0.5
+                sharp = own.to(seen.dtype) / query.shape[-1] ** 0.5
+                scores = sharp @ allowed.to(seen.dtype).transpose(-1, -2)
                 seen[:, queries[:, None], keys] = scores.softmax(-1).mean(1)
         if seen is not None:
             self._records.append(seen)

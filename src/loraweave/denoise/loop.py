@@ -129,7 +129,9 @@ def denoise(
         description: what the bar says.
     """
     for stage in stages:
-        latents, scheduler = stage.start(latents), stage.scheduler
+        starting(0.0)  # a stage may evaluate the model before its first step
+        latents = stage.start(latents)
+        scheduler = stage.scheduler
         steps = list(enumerate(scheduler.timesteps))[stage.first :]
         with progress_bar(progress) as bar:
             task = bar.add_task(description, total=len(steps), figures="")

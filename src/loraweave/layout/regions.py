@@ -65,7 +65,7 @@ def as_mask(name: str, given: Any) -> Mask:
 def region_masks(
     regions: Mapping[str, Mask], names: Sequence[str], size: tuple[int, int]
 ) -> Float[Tensor, "N H W"]:
-    """Masks of concepts in [0, 1]; at every cell they sum to 1 at most.
+    """Masks of concepts in [0, 1], as they are given: they may overlap, see `shared`.
 
     Args:
         regions: by the names of concepts.
@@ -80,7 +80,7 @@ def region_masks(
             f"no region for {', '.join(lacking)}; give one for each concept, for example "
             f"--region {lacking[0]}=0,0,0.5,1 (left, top, right, bottom)"
         )
-    return shared(torch.stack([_mask(name, regions[name], size) for name in names]))
+    return torch.stack([_mask(name, regions[name], size) for name in names])
 
 
 def strip_masks(count: int, size: tuple[int, int]) -> Float[Tensor, "N H W"]:

@@ -4,8 +4,8 @@ Every region has its own text and LoRA in cross-attention; self-attention does n
 regions; at early steps the latent is moved so that the words of a region look into it, and before
 the first step pieces of the noise that already look like a subject are brought into its region.
 
-`paper` follows the paper where the code differs: weight .8 instead of 1.25 for the isolation loss
-(relative to enhancement), a step size that falls linearly, re-initialisation after one update.
+Defaults are the authors' code's. Where the paper differs it is an option: `leak` 6.4 (.8 of the
+weight of enhancement instead of 1.25), `decay` linear, `reinitialise` after_update.
 Nothing here reproduces the code's mistakes: words are found by the tokenizer, concepts are matched
 by name, boxes end where they end.
 
@@ -27,13 +27,15 @@ from ..denoise.confined import Confined
 from ..denoise.executor import Executor
 from ..denoise.isolated import Isolation, level_regions
 from ..denoise.loop import Stage, StepScheduler, guided
+from ..errors import MethodError
 from ..layout.masks import softened, with_base
+from ..layout.regions import shared
 from ..lora.adapter import Adapter
 from ..scene import Scene
 from .base import Method
 from .composer_losses import concept_presence, fill, leak
 from .guided_merge import smoothed_3x3
-from .masked import LayoutSettings, Text, check_layout, laid_out, owners
+from .masked import LayoutSettings, Text, check_alone, check_layout, laid_out, owners
 from .stepping import Stepper, StepSettings, falling
 
 INJECTED = ("attn2.to_k", "attn2.to_v", "attn2.to_out.0")
@@ -53,7 +55,7 @@ class LoRAComposerSettings(LayoutSettings, StepSettings):
         reinitialise: bring fitting noise into the regions before the first step: `no`, `plain`,
             or `after_update`, after one update of the latent.
         max_updates: at most so many steps have an update, one each.
-        patience: steps before an update that did not lower the loss is the last one.
+        patience: the first step at which an update whose loss has risen is the last one.
         decay: of the step size, from 1 to sqrt(.5) (`sqrt`) or to .5 (`linear`).
         soft_edges: sigma of a Gaussian over the regions' edges in cross-attention, in cells.
     """
@@ -86,6 +88,8 @@ class LoRAComposer(Method):
         super().check(composition)
         assert isinstance(self.settings, LoRAComposerSettings)
         check_layout(self.name, self.settings.layout, composition)
+        if self.settings.text == "alone":
+            check_alone(self.name, composition)
 
     def extra_adapters(self, scene: Scene, adapters: Mapping[str, Adapter]) -> dict[str, Adapter]:
         assert isinstance(self.settings, LoRAComposerSettings)
@@ -100,8 +104,17 @@ class LoRAComposer(Method):
 
 
 def injected(adapter: Adapter) -> Adapter:
-    """What the authors' code uses of a LoRA; its text encoder's part is used whole."""
+    """What the authors' code uses of a LoRA; its text encoder's part is used whole.
+
+    Raises:
+        MethodError: that is nothing of its part for the denoiser.
+    """
     unet = {path: update for path, update in adapter.unet.items() if path.endswith(INJECTED)}
+    if adapter.unet and not unet:
+        raise MethodError(
+            f"the LoRA {adapter.name!r} has no keys, values or output of cross-attention, so "
+            "lora_composer would not use it; set injected=all"
+        )
     return replace(adapter, unet=unet)
 
 
@@ -119,7 +132,7 @@ class LoRAComposerStage(Stage):
         self.confined = Confined(executor, self.passes)
         self.names = [concept.name for concept in composition.concepts]
         self.regions = laid_out(composition, settings.layout)  # (N, H, W)
-        masks = self.regions[None]
+        masks = shared(self.regions)[None]
         if settings.soft_edges:
             masks = softened(masks, settings.soft_edges)
         self.masks = with_base(masks)  # (1, K, H, W)
@@ -150,7 +163,7 @@ class LoRAComposerStage(Stage):
         size = self.executor.backbone.map_size(latents)
         regions = level_regions(self.regions, size)
         return torch.stack([
-            reinitialised(z, self._word_maps(own, size), regions)
+            reinitialised(z, self._word_maps(own, size), regions, self.executor.backbone.factor)
             for z, own in zip(latents, maps[:, :, 0])
         ])  # fmt: skip
 
@@ -174,22 +187,25 @@ class LoRAComposerStage(Stage):
         return moved
 
     def _gradient(self, latents: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses (B,) and their gradients, one picture after the other."""
         size = self.executor.backbone.map_size(latents)
-        with torch.enable_grad(), self.isolation.acting(record=True):
-            leaf = latents.detach().clone().requires_grad_()
-            maps = self.confined.evaluate(
-                self.masks, self.scheduler.scale(leaf, t), t, halves="conditional", maps_only=True
-            ).maps
-            assert maps is not None
-            looks = self.isolation.take()  # (B, L, L)
-            regions = level_regions(self.regions, size)
-            losses = torch.stack([
-                self.loss(self._word_maps(own, size), look, regions)
-                for own, look in zip(maps[:, :, 0], looks)
-            ])  # fmt: skip
-            (gradient,) = torch.autograd.grad(losses.sum(), leaf)
+        regions = level_regions(self.regions, size)
+        losses, gradients = [], []
+        for one in latents.split(1):
+            with torch.enable_grad(), self.isolation.acting(record=True):
+                leaf = one.detach().clone().requires_grad_()
+                maps = self.confined.evaluate(
+                    self.masks, self.scheduler.scale(leaf, t), t, halves="conditional",
+                    maps_only=True,
+                ).maps  # fmt: skip
+                assert maps is not None
+                loss = self.loss(
+                    self._word_maps(maps[0, :, 0], size), self.isolation.take()[0], regions
+                )
+                gradients.append(torch.autograd.grad(loss, leaf)[0])
+            losses.append(loss.detach())
         self.executor.calls.backward_rows += len(latents)
-        return losses.detach(), gradient
+        return torch.stack(losses), torch.cat(gradients)
 
     def loss(
         self, maps: list[Float[Tensor, "W h w"]], looks: Float[Tensor, "L L"],
@@ -229,23 +245,29 @@ class LoRAComposerStage(Stage):
 
 
 def reinitialised(
-    z: Float[Tensor, "C H W"], maps: list[Float[Tensor, "W h w"]], regions: Bool[Tensor, "N h w"]
-) -> Float[Tensor, "C H W"]:
+    z: Float[Tensor, "C H W"], maps: list[Float[Tensor, "W h w"]], regions: Bool[Tensor, "N h w"],
+    factor: int,
+) -> Float[Tensor, "C H W"]:  # fmt: skip
     """Noise whose regions hold what their words look at most, wherever that was.
 
-    For each region the window of its size with the most attention of its words is copied into it;
+    For each region the window of its shape with the most attention of its words is copied into it;
     sources are always the noise as it was. Mean and spread of the whole are kept.
+
+    Args:
+        z: the noise.
+        maps: of each region's words.
+        regions: at the maps' level.
+        factor: cells of the latent to a place of the maps.
     """
-    factor = z.shape[-2] // regions.shape[-2]
     new = z.clone()
-    for own, region in zip(maps, regions):
+    for own, region in zip(maps, regions, strict=True):
         rows, columns = region.any(1).nonzero()[:, 0], region.any(0).nonzero()[:, 0]
         top, left = int(rows[0]), int(columns[0])
-        h, w = int(rows[-1]) + 1 - top, int(columns[-1]) + 1 - left
-        score = F.avg_pool2d(own.sum(0)[None, None], (h, w), stride=1)[0, 0]
+        shape = region[top : int(rows[-1]) + 1, left : int(columns[-1]) + 1]
+        score = F.conv2d(own.sum(0)[None, None], shape.to(own)[None, None])[0, 0]
         y, x = divmod(int(score.argmax()), score.shape[1])
-        window = z[:, y * factor : (y + h) * factor, x * factor : (x + w) * factor]
-        height, width = window.shape[-2:]
-        there = new[:, top * factor : top * factor + height, left * factor : left * factor + width]
-        there.copy_(window[:, : there.shape[1], : there.shape[2]])
+        moved = z.roll(((top - y) * factor, (left - x) * factor), (1, 2))  # the window is in place
+        inside = region.repeat_interleave(factor, 0).repeat_interleave(factor, 1)
+        inside = inside[: z.shape[1], : z.shape[2]]
+        new = torch.where(inside, moved, new)
     return (new - new.mean()) / new.std() * z.std() + z.mean()

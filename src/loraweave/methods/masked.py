@@ -17,9 +17,8 @@ from ..denoise.executor import Executor
 from ..denoise.loop import Stage, StepScheduler, guided
 from ..errors import MethodError
 from ..layout.masks import with_base
-from ..layout.regions import region_masks, strip_masks
+from ..layout.regions import region_masks, shared, strip_masks
 from ..prompt import full_prompt, words_alone
-from ..scene import Scene, Style
 from .base import Method, MethodSettings
 
 Text = Literal["shared", "own", "alone"]
@@ -63,15 +62,11 @@ class Masked(Method):
 
     def check(self, composition: Composition) -> None:
         super().check(composition)
-        settings, scene = self.settings, composition.scene
+        settings = self.settings
         assert isinstance(settings, MaskedSettings)
         check_layout(self.name, settings.layout, composition)
-        worn = [style.name for style in scene.styles if _has_words(style, scene)]
-        if settings.text == "alone" and worn:
-            raise MethodError(
-                f"masked with text 'alone' has no place for the words of {', '.join(worn)}; use "
-                "text 'own' or 'shared'"
-            )
+        if settings.text == "alone":
+            check_alone(self.name, composition)
 
     def stages(
         self, composition: Composition, executor: Executor, scheduler: StepScheduler
@@ -88,8 +83,19 @@ def check_layout(method: str, layout: Layout, composition: Composition) -> None:
         )
 
 
-def _has_words(style: Style, scene: Scene) -> bool:
-    return any(words.name == style.name for words in scene.parsed.concepts)
+def check_alone(method: str, composition: Composition) -> None:
+    """Raise MethodError if words would be lost where a region reads its concept's words only."""
+    scene = composition.scene
+    worn = [
+        style.name for style in scene.styles
+        if any(words.name == style.name for words in scene.parsed.concepts)
+    ]  # fmt: skip
+    if worn:
+        raise MethodError(
+            f"{method} reads each concept's words alone inside its region (text 'alone') and has "
+            f"no place for the words of {', '.join(worn)}; use masked or lora_composer with text "
+            "'own' or 'shared'"
+        )
 
 
 class MaskedStage(Stage):
@@ -102,7 +108,7 @@ class MaskedStage(Stage):
         super().__init__(scheduler)
         self.guidance = composition.scene.guidance_scale
         self.confined = Confined(executor, owners(composition, settings.text))
-        self.masks = with_base(laid_out(composition, settings.layout))  # (P, H, W)
+        self.masks = with_base(shared(laid_out(composition, settings.layout)))  # (P, H, W)
 
     def predict(self, latents: Tensor, i: int, t: Tensor) -> Float[Tensor, "B C h w"]:
         out = self.confined.evaluate(self.masks[None], self.scheduler.scale(latents, t), t)
@@ -113,7 +119,7 @@ class MaskedStage(Stage):
 
 
 def laid_out(composition: Composition, layout: Layout) -> Float[Tensor, "N H W"]:
-    """Every concept's region in [0, 1], in cells of the latent; they sum to 1 at most."""
+    """Every concept's region in [0, 1], in cells of the latent; they may overlap."""
     backbone = composition.backbone
     size = backbone.latent_shape(composition.width, composition.height)[-2:]
     names = [concept.name for concept in composition.concepts]

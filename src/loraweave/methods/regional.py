@@ -5,6 +5,8 @@ looks at a region's own prompt inside it and at the whole prompt outside. In the
 is a fusion by gradients; here it is the exact sum of the LoRAs.
 """
 
+from dataclasses import replace
+
 from jaxtyping import Float
 from torch import Tensor
 
@@ -13,9 +15,10 @@ from ..denoise.confined import Confined
 from ..denoise.executor import Executor
 from ..denoise.loop import Stage, StepScheduler, guided
 from ..layout.masks import with_base
+from ..layout.regions import shared
 from ..prompt import full_prompt, words_alone
 from .base import Method
-from .masked import Layout, LayoutSettings, check_layout, laid_out
+from .masked import Layout, LayoutSettings, check_alone, check_layout, laid_out
 
 
 class RegionalSettings(LayoutSettings):
@@ -36,6 +39,7 @@ class Regional(Method):
         super().check(composition)
         assert isinstance(self.settings, RegionalSettings)
         check_layout(self.name, self.settings.layout, composition)
+        check_alone(self.name, composition)
 
     def stages(
         self, composition: Composition, executor: Executor, scheduler: StepScheduler
@@ -54,7 +58,7 @@ class RegionalStage(Stage):
         super().__init__(scheduler)
         self.guidance = composition.scene.guidance_scale
         self.confined = Confined(executor, region_texts(composition))
-        self.masks = with_base(laid_out(composition, layout))  # (K, H, W)
+        self.masks = with_base(shared(laid_out(composition, layout)))  # (K, H, W)
 
     def predict(self, latents: Tensor, i: int, t: Tensor) -> Float[Tensor, "B C H W"]:
         out = self.confined.evaluate(self.masks[None], self.scheduler.scale(latents, t), t)
@@ -65,7 +69,11 @@ class RegionalStage(Stage):
 
 
 def region_texts(composition: Composition) -> list[Pass]:
-    """The whole prompt, and every concept's words, all with all LoRAs."""
+    """The whole prompt, and every concept's words with its own negative prompt; all LoRAs act."""
     parsed, every = composition.scene.parsed, composition.concepts
-    prompts = [full_prompt(parsed), *(words_alone(parsed, c.name) for c in every)]
-    return [composition.make_pass(every, background=True, prompt=prompt) for prompt in prompts]
+    whole = composition.make_pass(every, background=True, prompt=full_prompt(parsed))
+    regions = [
+        composition.make_pass([c], prompt=words_alone(parsed, c.name), readers=every)
+        for c in every
+    ]  # fmt: skip
+    return [whole, *(replace(region, adapters=whole.adapters) for region in regions)]
