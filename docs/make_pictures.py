@@ -81,13 +81,9 @@ def placed_sample(pipe: StableDiffusionPipeline, path: Path) -> None:
     rows = []
     for seed in (1, 2):
         images = [
-            compose(
-                pipe, prompt, method="clora", progress=False,
-                loras={n: _shipped(n, on) for n, on in (own | others).items()},
-                generator=torch.Generator().manual_seed(seed),
-            ).images[0]
+            _by_clora(pipe, prompt, {n: _shipped(n, on) for n, on in (own | others).items()}, seed)
             for _, prompt, others in scenes
-        ]  # fmt: skip
+        ]
         rows.append((f"seed {seed}", images))
     title = "a style LoRA by where it acts, clora on the miniature"
     labelled_grid(rows, [label for label, _, _ in scenes], path, title=title)
@@ -108,10 +104,7 @@ def accessory_sample(pipe: StableDiffusionPipeline, path: Path) -> None:
             loras = {n: _shipped(n, None) for n in ("rosegirl", "lilacrabbit")}
             if wearer is not None:
                 loras["rainbowscarf"] = _shipped("rainbowscarf", wearer, 1.2)
-            images += compose(
-                pipe, f"{prompt} {place}", method="clora", progress=False, loras=loras,
-                generator=torch.Generator().manual_seed(seed),
-            ).images  # fmt: skip
+            images.append(_by_clora(pipe, f"{prompt} {place}", loras, seed))
         rows.append((f"seed {seed}", images))
     title = "an accessory's LoRA on one of two subjects, clora on the miniature"
     labelled_grid(rows, [label for label, _, _ in scenes], path, title=title)
@@ -130,6 +123,15 @@ def methods_sample(drawer: SceneDrawer, path: Path, steps: int = 50) -> None:
     labels = [name.replace("_", " ") for name in methods]
     grid = labelled_grid(rows, labels, title=title, marks=marks)
     grid.quantize(256).save(path, optimize=True)  # a third of the size
+
+
+def _by_clora(
+    pipe: StableDiffusionPipeline, prompt: str, loras: dict[str, LoraRef], seed: int
+) -> Image.Image:
+    return compose(
+        pipe, prompt, loras=loras, method="clora", progress=False,
+        generator=torch.Generator().manual_seed(seed),
+    ).images[0]  # fmt: skip
 
 
 def _shipped(name: str, on: str | None, weight: float = 1.0) -> LoraRef:

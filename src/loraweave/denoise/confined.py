@@ -9,8 +9,8 @@ Keys and values of a text do not change over the steps: they are computed once.
 `B` pictures, `K` owners, `S` halves, `R` = B*S rows, `L` positions, `T` tokens, (H, W) cells.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..backbone.sites import cross_attention_sites
-from ..errors import MethodError
+from .attention import HandOver, check_plain, in_heads, put_together, replaced
 from .composition import Pass
 from .executor import Evaluation, Executor, Halves
 from .hooks import Weighted, level_size, resized_by_area
@@ -91,8 +91,8 @@ class Confined:
         calls = self.executor.calls
         calls.forward, calls.rows = calls.forward + 1, calls.rows + len(rows)
         text = self.owners[0].states[self._halves].repeat(len(latents), 1, 1)
-        early = suppress(LastSiteReached)
-        with self._hooks.rows([everywhere] * len(rows), places), self._attending(), early:
+        attending, early = replaced(self._sites, HandOver(self.attend)), suppress(LastSiteReached)
+        with self._hooks.rows([everywhere] * len(rows), places), attending, early:
             noise = self.executor.backbone.denoise(rows, t, text)
         maps = None
         if self._records:
@@ -126,22 +126,9 @@ class Confined:
             rows.append((adapters[name], 1.0))
         return rows, places
 
-    @contextmanager
-    def _attending(self) -> Iterator[None]:
-        """Every cross-attention looks at its owners' texts; the processors come back on exit."""
-        former = [site.processor for site in self._sites]
-        processor = _OwnersAttention(self)
-        try:
-            for site in self._sites:
-                site.processor = processor  # type: ignore[assignment]
-            yield
-        finally:
-            for site, old in zip(self._sites, former):
-                site.processor = old
-
     def attend(self, attn: Attention, states: Float[Tensor, "R L C"]) -> Float[Tensor, "R L C"]:
         """What a cross-attention layer adds, each position by its owner's text."""
-        query = _heads(attn, attn.to_q(states))  # (R, heads, L, d)
+        query = in_heads(attn, attn.to_q(states))  # (R, heads, L, d)
         keys, values = self._keys_and_values(attn)  # (K, S, heads, T, d)
         cover = self._cover(states.shape[1])  # (R, K, L)
         pictures, total = len(states) // keys.shape[1], torch.zeros_like(query)
@@ -155,17 +142,12 @@ class Confined:
             ], 1))  # fmt: skip
             if self._stop and len(self._records) == len(self._read):
                 raise LastSiteReached
-        assert attn.to_out is not None
-        out = attn.to_out[1](attn.to_out[0](total.transpose(1, 2).flatten(2)))
-        if attn.residual_connection:
-            out = out + states
-        return out / attn.rescale_output_factor
+        return put_together(attn, total, states)
 
     def _keys_and_values(self, attn: Attention) -> tuple[Tensor, Tensor]:
         """(K, S, heads, T, d) each, of every owner's text with every owner's adapters."""
         if id(attn) not in self._keys:
-            if any((attn.norm_q, attn.norm_k, attn.spatial_norm, attn.group_norm)):
-                raise MethodError("this model's cross-attention has norms that are not supported")
+            check_plain(attn, "cross-attention")
             found = []
             for owner, adapters in zip(self.owners, self._acting):
                 text = owner.states
@@ -174,7 +156,7 @@ class Confined:
                 with self._hooks.rows([adapters] * len(text)):
                     assert attn.to_k is not None
                     assert attn.to_v is not None
-                    found.append([_heads(attn, layer(text)) for layer in (attn.to_k, attn.to_v)])
+                    found.append([in_heads(attn, layer(text)) for layer in (attn.to_k, attn.to_v)])
             keys, values = (torch.stack(part) for part in zip(*found))
             self._keys[id(attn)] = keys, values
         keys, values = self._keys[id(attn)]
@@ -188,22 +170,8 @@ class Confined:
         )
 
 
-class _OwnersAttention:
-    """A processor that hands over to `Confined.attend`."""
-
-    def __init__(self, run: Confined):
-        self.run = run
-
-    def __call__(self, attn, hidden_states, *_args, **_kwargs) -> Tensor:
-        return self.run.attend(attn, hidden_states)
-
-
 def _named(acting: Sequence[Sequence[Weighted]]) -> list[list[tuple[str, float]]]:
     return [[(adapter.name, weight) for adapter, weight in own] for own in acting]
-
-
-def _heads(attn: Attention, x: Float[Tensor, "N L C"]) -> Float[Tensor, "N heads L d"]:
-    return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
 
 
 def _probabilities(query: Tensor, key: Tensor) -> Float[Tensor, "R L T"]:

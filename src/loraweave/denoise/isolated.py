@@ -21,7 +21,7 @@ from diffusers.models.attention_processor import Attention
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ..errors import MethodError
+from .attention import HandOver, check_plain, in_heads, put_together, replaced
 from .hooks import level_size, resized_by_area
 
 Group = tuple[Int[Tensor, " Q"], Int[Tensor, " K"]]
@@ -79,15 +79,8 @@ class Isolation:
             record: keep the probabilities of the layers that are read, for `take`.
         """
         self._recording = record
-        former = [site.processor for site in self._sites]
-        processor = _IsolatedAttention(self)
-        try:
-            for site in self._sites:
-                site.processor = processor  # type: ignore[assignment]
+        with replaced(self._sites, HandOver(self.attend)):
             yield
-        finally:
-            for site, old in zip(self._sites, former):
-                site.processor = old
 
     def groups(self, positions: int) -> list[Group]:
         """Those of a level with so many positions."""
@@ -104,14 +97,11 @@ class Isolation:
 
     def attend(self, attn: Attention, states: Float[Tensor, "R L C"]) -> Float[Tensor, "R L C"]:
         """What a self-attention layer gives."""
-        if any((attn.norm_q, attn.norm_k, attn.spatial_norm, attn.group_norm)):
-            raise MethodError("this model's self-attention has norms that are not supported")
+        check_plain(attn, "self-attention")
         assert attn.to_k is not None
         assert attn.to_v is not None
-        assert attn.to_out is not None
         query, key, value = (
-            layer(states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-            for layer in (attn.to_q, attn.to_k, attn.to_v)
+            in_heads(attn, layer(states)) for layer in (attn.to_q, attn.to_k, attn.to_v)
         )
         out, seen = torch.zeros_like(query), None
         if self._recording and id(attn) in self._read:
@@ -126,17 +116,4 @@ class Isolation:
                 seen[:, queries[:, None], keys] = scores.softmax(-1).mean(1)
         if seen is not None:
             self._records.append(seen)
-        mixed = attn.to_out[1](attn.to_out[0](out.transpose(1, 2).flatten(2)))
-        if attn.residual_connection:
-            mixed = mixed + states
-        return mixed / attn.rescale_output_factor
-
-
-class _IsolatedAttention:
-    """A processor that hands over to `Isolation.attend`."""
-
-    def __init__(self, run: Isolation):
-        self.run = run
-
-    def __call__(self, attn, hidden_states, *_args, **_kwargs) -> Tensor:
-        return self.run.attend(attn, hidden_states)
+        return put_together(attn, out, states)

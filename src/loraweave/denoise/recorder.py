@@ -18,6 +18,8 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from jaxtyping import Float
 from torch import Tensor
 
+from .attention import replaced
+
 
 class LastSiteReached(Exception):
     """Everything that is recorded has been computed; the rest of the forward pass is not needed."""
@@ -98,12 +100,5 @@ def recording(
         kind: makes the processor, given where it puts what it records.
     """
     recorder = AttentionRecorder(len(sites))
-    former = [site.processor for site in sites]
-    processor = kind(recorder.put)
-    try:
-        for site in sites:
-            site.processor = processor  # type: ignore[assignment]
+    with replaced(sites, kind(recorder.put)):
         yield recorder
-    finally:
-        for site, old in zip(sites, former):
-            site.processor = old

@@ -133,7 +133,9 @@ class CLoRAStage(Stage):
         nouns = [concept.noun for concept in composition.concepts]
         apart = settings.instances and not self.faithful
         self.instances = Instances(nouns if apart else ())
-        self.words = [self.passes[k].words.of(n) for k, n in self._own_passes()]
+        self.words = [  # each concept's pass, and the tokens of its words there
+            (k, self.passes[k].words.of(n)) for k, n in enumerate(self.names, self.first_concept)
+        ]
         self.stepper = Stepper(settings, composition.backbone)
         self.size = (0, 0)  # of the maps
         self._stale: Evaluation | None = None
@@ -175,19 +177,16 @@ class CLoRAStage(Stage):
         """InfoNCE over the concepts' words in all passes of a picture (equation 2)."""
         maps = maps.to(torch.promote_types(maps.dtype, torch.float32))  # half is too coarse here
         maps = maps.mean(2)  # over the halves that were evaluated
+        alike = [k for group in self.instances.groups for k in group]
+        labels = torch.tensor([label for *_, label in self.groups] + alike, device=maps.device)
         losses = []
         for b, own in enumerate(maps):
             embeddings = normalized(torch.stack([own[k, :, token] for k, token, _ in self.groups]))
-            labels = [label for *_, label in self.groups]
-            if self.instances.groups:
+            if alike:
                 with torch.no_grad():
-                    masks, _ = self._claims(b, self._own_words(maps.detach()[b : b + 1])[0])
-                alike = [k for group in self.instances.groups for k in group]
+                    masks, _ = self._claims(b, self._own_words(own[None])[0])
                 embeddings = torch.cat([embeddings, masks[alike].flatten(1)])
-                labels = labels + alike
-            losses.append(info_nce(
-                embeddings, torch.tensor(labels, device=maps.device), self.settings.temperature
-            ))  # fmt: skip
+            losses.append(info_nce(embeddings, labels, self.settings.temperature))
         return torch.stack(losses)
 
     def _step(self, latents: Tensor, gradient: Tensor, i: int) -> Float[Tensor, "B C h w"]:
@@ -234,22 +233,16 @@ class CLoRAStage(Stage):
             owned = torch.where(owned.sum(1, keepdim=True) == 0, unclaimed, owned)
         return owned
 
-    def _own_passes(self) -> list[tuple[int, str]]:
-        return list(enumerate(self.names, self.first_concept))
-
     def _own_words(self, maps: Float[Tensor, "B P L T"]) -> Float[Tensor, "B W L"]:
         """The maps of every concept's words in its own pass, one after the other."""
-        return torch.cat([
-            maps[:, k, :, own].transpose(1, 2)
-            for (k, _), own in zip(self._own_passes(), self.words)
-        ], 1)  # fmt: skip
+        return torch.cat([maps[:, k, :, own].transpose(1, 2) for k, own in self.words], 1)
 
     def _claims(
         self, picture: int, maps: Float[Tensor, "W L"]
     ) -> tuple[Float[Tensor, "N h w"], Float[Tensor, "N h w"]]:
         """Where each concept's words are strong enough, and how strong they are."""
         found, strong = [], []
-        for part in maps.split([len(own) for own in self.words]):
+        for part in maps.split([len(own) for _, own in self.words]):
             part = smoothed(part.unflatten(1, self.size), self.settings.mask_smoothing)
             found.append(threshold_mask(part, self.settings.mask_threshold))
             strong.append(concept_strength(part))

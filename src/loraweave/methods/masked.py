@@ -6,6 +6,7 @@ values of the text included; outside of all regions the base model works. Region
 as boxes or mask pictures; overlaps are shared.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 from jaxtyping import Float
@@ -71,7 +72,10 @@ class Masked(Method):
     def stages(
         self, composition: Composition, executor: Executor, scheduler: StepScheduler
     ) -> list["MaskedStage"]:
-        return [MaskedStage(composition, executor, scheduler, self.settings)]  # type: ignore[arg-type]
+        settings = self.settings
+        assert isinstance(settings, MaskedSettings)
+        passes = owners(composition, settings.text)
+        return [MaskedStage(composition, executor, scheduler, passes, settings.layout)]
 
 
 def check_layout(method: str, layout: Layout, composition: Composition) -> None:
@@ -99,16 +103,22 @@ def check_alone(method: str, composition: Composition) -> None:
 
 
 class MaskedStage(Stage):
-    """One run, one confined call a step."""
+    """One run, one confined call a step.
+
+    Args:
+        composition, executor, scheduler: of the run.
+        passes: the owner of the background, then that of each concept's region.
+        layout: where the concepts are.
+    """
 
     def __init__(
         self, composition: Composition, executor: Executor, scheduler: StepScheduler,
-        settings: MaskedSettings,
+        passes: Sequence[Pass], layout: Layout,
     ):  # fmt: skip
         super().__init__(scheduler)
         self.guidance = composition.scene.guidance_scale
-        self.confined = Confined(executor, owners(composition, settings.text))
-        self.masks = with_base(shared(laid_out(composition, settings.layout)))  # (P, H, W)
+        self.confined = Confined(executor, passes)
+        self.masks = with_base(shared(laid_out(composition, layout)))  # (P, H, W)
 
     def predict(self, latents: Tensor, i: int, t: Tensor) -> Float[Tensor, "B C h w"]:
         out = self.confined.evaluate(self.masks[None], self.scheduler.scale(latents, t), t)

@@ -7,18 +7,12 @@ is a fusion by gradients; here it is the exact sum of the LoRAs.
 
 from dataclasses import replace
 
-from jaxtyping import Float
-from torch import Tensor
-
 from ..denoise.composition import Composition, Pass
-from ..denoise.confined import Confined
 from ..denoise.executor import Executor
-from ..denoise.loop import Stage, StepScheduler, guided
-from ..layout.masks import with_base
-from ..layout.regions import shared
+from ..denoise.loop import StepScheduler
 from ..prompt import full_prompt, words_alone
 from .base import Method
-from .masked import Layout, LayoutSettings, check_alone, check_layout, laid_out
+from .masked import LayoutSettings, MaskedStage, check_alone, check_layout
 
 
 class RegionalSettings(LayoutSettings):
@@ -43,29 +37,10 @@ class Regional(Method):
 
     def stages(
         self, composition: Composition, executor: Executor, scheduler: StepScheduler
-    ) -> list["RegionalStage"]:
+    ) -> list[MaskedStage]:
         assert isinstance(self.settings, RegionalSettings)
-        return [RegionalStage(composition, executor, scheduler, self.settings.layout)]
-
-
-class RegionalStage(Stage):
-    """One run, one confined call a step."""
-
-    def __init__(
-        self, composition: Composition, executor: Executor, scheduler: StepScheduler,
-        layout: Layout,
-    ):  # fmt: skip
-        super().__init__(scheduler)
-        self.guidance = composition.scene.guidance_scale
-        self.confined = Confined(executor, region_texts(composition))
-        self.masks = with_base(shared(laid_out(composition, layout)))  # (K, H, W)
-
-    def predict(self, latents: Tensor, i: int, t: Tensor) -> Float[Tensor, "B C H W"]:
-        out = self.confined.evaluate(self.masks[None], self.scheduler.scale(latents, t), t)
-        assert out.noise is not None
-        own = self.masks[1:].float().cpu()
-        self.trace.masks.append(own.expand(len(latents), *own.shape))
-        return guided(out.noise[:, 0], self.guidance)
+        passes = region_texts(composition)
+        return [MaskedStage(composition, executor, scheduler, passes, self.settings.layout)]
 
 
 def region_texts(composition: Composition) -> list[Pass]:
