@@ -15,12 +15,15 @@ from typing import Any
 from .. import __version__
 from ..errors import MethodError
 from ..methods import get_method
-from ..miniature.judged import TRUE_MASKS, YARDSTICKS, without_boxes
-from ..miniature.prompts import SUITES, ConceptScene, Split, scenes
+from ..miniature.judged import TRUE_MASKS, YARDSTICKS, own_settings
+from ..miniature.prompts import PLACED, SUITES, ConceptScene, Split, scenes
 from ..miniature.shipped import WEIGHTS, lora_file
 
-SIZES = {"quick": (15, 2), "full": (20, 2)}
+SIZES = ("quick", "full")
+COUNTS = {"quick": (15, 2), "full": (20, 2)}
 """Number of scenes, and of noises for each."""
+PLACED_COUNTS = {"quick": {2: 8, 3: 8, 4: 4, 5: 4}, "full": {2: 40, 3: 30, 4: 20, 5: 20}}
+"""Number of scenes where each has its own layout, by the number of concepts."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ class Job:
     @property
     def scene(self) -> ConceptScene:
         """The scene alone."""
-        return ConceptScene(self.names, self.background, self.seed, self.style)
+        placed = self.suite in PLACED
+        return ConceptScene(self.names, self.background, self.seed, self.style, placed)
 
     @property
     def key(self) -> str:
@@ -85,8 +89,10 @@ def suite_jobs(
     for kind, name, known in (("suite", suite, SUITES), ("size", size, SIZES)):
         if name not in known:
             raise MethodError(f"no {kind} {name!r}; there are: {', '.join(known)}")
-    own = {method: _settings(method, (settings or {}).get(method, {})) for method in methods}
-    chosen = scenes(suite, split, *SIZES[size])
+    placed = suite in PLACED
+    own = {m: _settings(m, (settings or {}).get(m, {}), placed) for m in methods}
+    counts = (PLACED_COUNTS[size][SUITES[suite]], 1) if placed else COUNTS[size]
+    chosen = scenes(suite, split, *counts)
     versions = {scene: miniature_version(scene.loras) for scene in chosen}
     return [
         Job(suite, split, scene.names, scene.background, scene.seed, scene.style, method,
@@ -96,10 +102,10 @@ def suite_jobs(
     ]  # fmt: skip
 
 
-def _settings(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(method: str, given: Mapping[str, Any], placed: bool) -> dict[str, Any]:
     if method in YARDSTICKS:
         return {**(TRUE_MASKS if method == "true_masks" else {}), **given}
-    return get_method(method, without_boxes(method, given)).settings.model_dump(mode="json")
+    return get_method(method, own_settings(method, given, placed)).settings.model_dump(mode="json")
 
 
 def miniature_version(loras: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from ..errors import SceneError
 from ..evaluate.bootstrap import bootstrap
 from ..miniature.judge.verdict import OUTCOMES
+from ..miniature.judged import LEAST_OVERLAP
 from .jobs import Job
 from .run import read_results, result_file
 
@@ -63,14 +64,32 @@ def _rates(rows: Results, missing: int) -> dict[str, Any]:
         return {"scenes": 0, "open": missing}
     right = [_right(row) for row in rows.values()]
     outcomes = [o for row in rows.values() for o in row["outcomes"].values()]
-    keys = next(iter(rows.values()))["cost"]
+    kept = [set(row["cost"]) for row in rows.values()]
+    keys = [key for key in next(iter(rows.values()))["cost"] if all(key in own for own in kept)]
     return {
+        **(_layout(rows) if "places" in next(iter(rows.values())) else {}),
         "scenes": len(rows),
         "open": missing,
         "concepts_right": bootstrap(right).as_dict(),
         "pictures_right": bootstrap([float(value == 1) for value in right]).as_dict(),
         "outcomes": {o: outcomes.count(o) for o in OUTCOMES},
         "cost": {key: sum(row["cost"][key] for row in rows.values()) / len(rows) for key in keys},
+    }
+
+
+def _layout(rows: Results) -> dict[str, Any]:
+    """Of placed scenes: right and in its place, overlap with the box, likeness of instances."""
+    placed, overlap, likeness = [], [], []
+    for row in rows.values():
+        places, outcomes = row["places"], row["outcomes"]
+        well = [places[n] >= LEAST_OVERLAP and outcomes[n] == "right" for n in places]
+        placed.append(sum(well) / len(well))
+        overlap.append(sum(places.values()) / len(places))
+        likeness.append(sum(row["likeness"].values()) / len(places))
+    return {
+        "right_in_place": bootstrap(placed).as_dict(),
+        "layout_iou": bootstrap(overlap).as_dict(),
+        "likeness": bootstrap(likeness).as_dict(),
     }
 
 

@@ -62,6 +62,8 @@ def run_jobs(jobs: Sequence[Job], folder: Path) -> dict[str, int]:
         done[path][job.key] = {
             "job": job.description(), "outcomes": judged.outcomes, "cost": judged.cost,
         }  # fmt: skip
+        if judged.places is not None:
+            done[path][job.key] |= {"places": judged.places, "likeness": judged.likeness}
         text = json.dumps({"suite": job.suite, "method": job.method, "jobs": done[path]}, indent=1)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

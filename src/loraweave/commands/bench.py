@@ -11,7 +11,10 @@ from .for_each import by_method
 
 app = typer.Typer(no_args_is_help=True, help="Run suites of scenes by several methods.")
 
-Suite = Annotated[str, typer.Argument(help="pairs, same_class, three, four, five or style.")]
+Suite = Annotated[
+    str,
+    typer.Argument(help="pairs, same_class, three, four, five, style, or boxes2 to boxes5."),
+]
 Methods = Annotated[
     str, typer.Option(help="Names with commas; base, alone and true_masks are yardsticks.")
 ]

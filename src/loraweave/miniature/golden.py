@@ -8,7 +8,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from ..api import compose
-from .judged import without_boxes
+from .judged import own_settings
 from .prompts import marked_prompt
 
 NAMES = ("blackcat", "golddog")
@@ -19,7 +19,7 @@ def golden_blocks(
     pipe: StableDiffusionPipeline, method: str, loras: Mapping[str, str | Path]
 ) -> np.ndarray:
     """Mean colours (8, 8, 3) in [0, 1] of a picture drawn in 8 steps with seed 1."""
-    settings = without_boxes(method, {"segmenter": "miniature"} if method == "omg" else None)
+    settings = own_settings(method, {"segmenter": "miniature"} if method == "omg" else None)
     image = compose(
         pipe, marked_prompt(NAMES, "meadow"), method=method,
         loras={name: loras[name] for name in NAMES}, settings=settings,

@@ -11,17 +11,19 @@ an outcome of its own.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from PIL import Image
 
 from ..api import compose
+from ..evaluate.memory import peak_memory
+from ..layout.boxes import intersection_over_union
 from ..loading import load
 from ..methods import METHODS
 from ..output import ComposeOutput
-from .concepts import KNOWN, draw_concepts
+from .concepts import KNOWN
 from .judge import load_judge
 from .prompts import ConceptScene, plain_prompt
 from .shipped import lora_file
@@ -32,10 +34,21 @@ TRUE_MASKS = {"text": "alone"}
 """Settings of `masked` for the ceiling: elsewhere in the picture nothing speaks of a concept."""
 
 
-def without_boxes(method: str, given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A method's settings for scenes that say nothing of places: who wants regions gets strips."""
-    wants = method in METHODS and "layout" in METHODS[method].Settings.model_fields
-    return ({"layout": "strips"} if wants else {}) | dict(given or {})
+LEAST_OVERLAP = 0.5
+"""Intersection over union of an instance's box with the one given, to be in its place."""
+
+
+def wants_regions(method: str) -> bool:
+    """Whether a method is told where the concepts are."""
+    return method in METHODS and "layout" in METHODS[method].Settings.model_fields
+
+
+def own_settings(
+    method: str, given: Mapping[str, Any] | None, placed: bool = False
+) -> dict[str, Any]:
+    """A method's settings: who wants regions gets strips where scenes say nothing of places."""
+    strips = wants_regions(method) and not placed
+    return ({"layout": "strips"} if strips else {}) | dict(given or {})
 
 
 @dataclass(frozen=True)
@@ -45,12 +58,18 @@ class Judged:
     Attributes:
         images: one; several for `alone`.
         outcomes: by concept.
-        cost: seconds, denoiser calls, rows in them and rows differentiated.
+        cost: seconds, denoiser calls, rows in them, rows differentiated, and where this machine
+            tells it the memory that was needed beyond what was in use before, in MiB.
+        places: of a placed scene, by concept, how well its box is kept: intersection over union;
+            0 if there is no instance.
+        likeness: of a placed scene, by concept, the similarity of its instance to it; 0 likewise.
     """
 
     images: list[Image.Image]
     outcomes: dict[str, str]
     cost: dict[str, float]
+    places: dict[str, float] | None = None
+    likeness: dict[str, float] | None = None
 
     @property
     def right(self) -> float:
@@ -70,6 +89,15 @@ class SceneDrawer:
         steps: int = 50,
     ) -> Judged:  # fmt: skip
         """One scene with its own noise, by a method or a yardstick."""
+        with peak_memory() as memory:
+            judged = self._drawn(scene, method, settings, steps)
+        if memory.mib is not None:
+            judged.cost["peak_mib"] = memory.mib
+        return judged
+
+    def _drawn(
+        self, scene: ConceptScene, method: str, settings: Mapping[str, Any] | None, steps: int
+    ) -> Judged:
         names, place = scene.names, scene.background
         if method == "alone":
             outputs = [
@@ -82,17 +110,33 @@ class SceneDrawer:
         if method == "base":
             output = self._compose(plain_prompt(names, place), scene, "merge", {}, steps)
         elif method == "true_masks":
-            drawn = draw_concepts(names, place, scene.seed)
-            masks = {n: torch.from_numpy(m).float() for n, m in zip(names, drawn.masks)}
+            drawn = scene.drawing().masks
+            masks = {n: torch.from_numpy(m).float() for n, m in zip(names, drawn)}
             output = self._compose(
                 scene.prompt, scene, "masked", {**TRUE_MASKS, **(settings or {})}, steps, masks
             )
         else:
             output = self._compose(
-                scene.prompt, scene, method, without_boxes(method, settings), steps
+                scene.prompt,
+                scene,
+                method,
+                own_settings(method, settings, scene.placed),
+                steps,
+                scene.boxes() if scene.placed and wants_regions(method) else None,
             )
         outcomes = self._judged(output.images[0], names, scene.style)
-        return Judged([output.images[0]], outcomes, _cost([output]))
+        judged = Judged([output.images[0]], outcomes, _cost([output]))
+        return self._with_places(judged, scene) if scene.placed else judged
+
+    def _with_places(self, judged: Judged, scene: ConceptScene) -> Judged:
+        """With what is known of the places; a scene has one picture here."""
+        assigned = self.judge.examine(judged.images[0], scene.names).assigned
+        places, likeness = dict.fromkeys(scene.names, 0.0), dict.fromkeys(scene.names, 0.0)
+        for name, box in scene.boxes().items():
+            if name in assigned:
+                places[name] = round(intersection_over_union(assigned[name].box, box), 4)
+                likeness[name] = round(assigned[name].similarities[name], 4)
+        return replace(judged, places=places, likeness=likeness)
 
     def _judged(
         self, image: Image.Image, names: Sequence[str], style: str | None

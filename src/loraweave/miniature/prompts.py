@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .concepts import CONCEPTS, KNOWN
-from .world import BACKGROUNDS
+from ..layout.boxes import Box, tight_box
+from .concepts import CONCEPTS, KNOWN, draw_concepts
+from .world import BACKGROUNDS, Rendering
 from .world.captions import PLACES
 from .world.styles import STYLES
 
@@ -18,18 +19,25 @@ Split = Literal["tuning", "report"]
 SPLIT_SEEDS: dict[Split, int] = {"tuning": 4242, "report": 31_000}
 SUITES: dict[str, int] = {
     "pairs": 2, "same_class": 2, "three": 3, "four": 4, "five": 5, "style": 2,
+    "boxes2": 2, "boxes3": 3, "boxes4": 4, "boxes5": 5,
 }  # fmt: skip
 """Number of concepts in the scenes of each suite."""
+PLACED = ("boxes2", "boxes3", "boxes4", "boxes5")
+"""Suites whose scenes say where each concept is to be."""
 
 
 @dataclass(frozen=True)
 class ConceptScene:
-    """Concepts in one place, left to right, the seed of the noise, and a style LoRA or none."""
+    """Concepts in one place, left to right, the seed of the noise, and a style LoRA or none.
+
+    A `placed` one has a box for each concept; where they are depends on the seed.
+    """
 
     names: tuple[str, ...]
     background: str
     seed: int
     style: str | None = None
+    placed: bool = False
 
     @property
     def loras(self) -> tuple[str, ...]:
@@ -40,6 +48,15 @@ class ConceptScene:
     def prompt(self) -> str:
         """The prompt with its markup."""
         return self.prompt_of(self.names)
+
+    def drawing(self) -> Rendering:
+        """What the scene looks like when it is drawn."""
+        return draw_concepts(self.names, self.background, self.seed)
+
+    def boxes(self) -> dict[str, Box]:
+        """Of each concept's subject in the drawing, as tight as it gets: left, top, right, bottom
+        as fractions of the picture."""
+        return {name: tight_box(mask) for name, mask in zip(self.names, self.drawing().masks)}
 
     def prompt_of(self, names: Sequence[str]) -> str:
         """The prompt with some of the concepts."""
@@ -91,5 +108,6 @@ def scenes(suite: str, split: Split, count: int, seeds: int = 1) -> list[Concept
         place = rng.choice(BACKGROUNDS)
         style = rng.choice(list(STYLES)) if suite == "style" else None
         noises = itertools.islice(iter(lambda: rng.randrange(2**31), None), seeds)
-        made += [ConceptScene(tuple(names), place, seed, style) for seed in noises]
+        placed = suite in PLACED
+        made += [ConceptScene(tuple(names), place, seed, style, placed) for seed in noises]
     return made

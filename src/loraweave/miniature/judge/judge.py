@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ...detect.components import joined_components, parted
 from ...errors import ModelNotFound
+from ...layout.boxes import tight_box
 from ..codec import pixels_of
 from ..concepts import KNOWN
 from ..half import load_half
@@ -164,9 +165,7 @@ class Judge:
 
 
 def _instance(kind: str, mask: np.ndarray, similarities: Mapping[str, float]) -> Instance:
-    rows, columns = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
-    box = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]) / len(mask)
-    x0, y0, x1, y1 = (float(round(v, 4)) for v in box)
+    x0, y0, x1, y1 = (round(edge, 4) for edge in tight_box(mask))
     return Instance(kind, (x0, y0, x1, y1), round(float(mask.mean()), 4), similarities)
 
 

@@ -50,10 +50,13 @@ class Verdict:
     Attributes:
         instances: everything that it saw.
         outcomes: per concept of the scene one of `OUTCOMES`.
+        assigned: the instance that is taken for each concept, among those of its class; concepts
+            without any are not in it.
     """
 
     instances: tuple[Instance, ...]
     outcomes: Mapping[str, str]
+    assigned: Mapping[str, Instance]
 
     @property
     def success(self) -> bool:
@@ -113,20 +116,21 @@ def decide(
     """
     counts = Counter(kinds.values())
     outcomes: dict[str, str] = {}
+    assigned: dict[str, Instance] = {}
     for kind, wanted in counts.items():
         members = [name for name, k in kinds.items() if k == kind]
         found = [instance for instance in instances if instance.kind == kind]
         if len(found) != wanted:
             word = "missing" if len(found) < wanted else "duplicated"
             outcomes |= dict.fromkeys(members, word)
-            continue
         cost = np.array([[-i.similarities[name] for i in found] for name in members])
-        for row, column in zip(*linear_sum_assignment(cost)):
-            rivals = [other for other in kinds if other != members[row]]
-            outcomes[members[row]] = _identity(
-                members[row], found[column], rivals, thresholds, alike
-            )
-    return Verdict(tuple(instances), {name: outcomes[name] for name in kinds})
+        for row, column in zip(*linear_sum_assignment(cost.reshape(len(members), -1))):
+            name = members[row]
+            assigned[name] = found[column]
+            if len(found) == wanted:
+                rivals = [other for other in kinds if other != name]
+                outcomes[name] = _identity(name, found[column], rivals, thresholds, alike)
+    return Verdict(tuple(instances), {name: outcomes[name] for name in kinds}, assigned)
 
 
 def _identity(

@@ -1,0 +1,54 @@
+"""How much memory a piece of work needs beyond what is in use before it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+@dataclass
+class Memory:
+    """What was needed, in MiB; None while the work goes on, and where nobody tells."""
+
+    mib: float | None = None
+
+
+@contextmanager
+def peak_memory(device: torch.device | str = "cpu") -> Iterator[Memory]:
+    """The growth of memory inside this context.
+
+    On a GPU by torch's own accounting; on the CPU the process's largest resident set, which Linux
+    tells and other systems do not.
+
+    Args:
+        device: whose memory.
+    """
+    memory = Memory()
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        allocated = torch.cuda.memory_allocated(device)
+        yield memory
+        memory.mib = round((torch.cuda.max_memory_allocated(device) - allocated) / 2**20, 1)
+        return
+    before = _reset()
+    yield memory
+    if before is not None:
+        memory.mib = round(_resident("VmHWM") - before, 1)
+
+
+def _reset() -> float | None:
+    """Begin a new peak; what is resident now, or None if the system does not tell."""
+    try:
+        _RESET.write_text("5")
+        return _resident("VmRSS")
+    except (OSError, KeyError):
+        return None
+
+
+def _resident(which: str) -> float:
+    lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
+    return int(lines[which].split()[0]) / 1024  # kB

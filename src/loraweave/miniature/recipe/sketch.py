@@ -1,0 +1,87 @@
+"""Stage 4: a T2I-Adapter that makes the base draw along outlines (Mou et al. 2023).
+
+The base is frozen; scenes and captions are those that it learned from, sketches are the outlines
+of their subjects.
+"""
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline, T2IAdapter
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from torch import Tensor
+
+from ...progress import track
+from ..sketch import sketch_of
+from ..world import render
+from .base import SUBJECT_WEIGHT, new_scheduler, timesteps
+from .pool import Pool
+from .run import Fit, Run
+
+
+def new_adapter(pipe: StableDiffusionPipeline) -> T2IAdapter:
+    """An untrained adapter for grey pictures, with the channels of a base's down blocks."""
+    return T2IAdapter(
+        in_channels=1, channels=list(pipe.unet.config["block_out_channels"]), num_res_blocks=1,
+        downscale_factor=pipe.vae_scale_factor, adapter_type="full_adapter",
+    )  # fmt: skip
+
+
+def sketched(run: Run, pool: Pool, pixels: int, count: int) -> Tensor:
+    """Sketches of the pool's first scenes, (count, pixels, pixels) booleans; kept on disk."""
+    path = run.folder / "sketches.npy"
+    if path.exists() and len(found := np.load(path)) == count:
+        return torch.from_numpy(np.unpackbits(found, axis=2).astype(bool))
+    drawn = [
+        np.asarray(sketch_of(render(drawing, pixels).masks)) > 0
+        for drawing in track(pool.drawings[:count], "miniature: sketches", total=count)
+    ]
+    stacked = np.stack(drawn)
+    np.save(path, np.packbits(stacked, axis=2))
+    return torch.from_numpy(stacked)
+
+
+def train_adapter(
+    run: Run, pipe: StableDiffusionPipeline, pool: Pool, pixels: int, steps: int, *,
+    scenes: int = 8000, rate: float = 5e-4, batch: int = 16,
+) -> T2IAdapter:  # fmt: skip
+    """Train, or finish a run that was interrupted; the adapter holds the averaged weights."""
+    torch.manual_seed(run.seed)
+    scenes = min(scenes, len(pool.latents))
+    sketches = sketched(run, pool, pixels, scenes)
+    adapter = new_adapter(pipe)
+    unet, text_encoder = pipe.unet.requires_grad_(False), pipe.text_encoder.requires_grad_(False)
+    unet.set_attn_processor(AttnProcessor())
+    fit = Fit(run, "sketch", adapter, steps=steps, rate=rate, average=0.995, weight_decay=1e-2)
+    scheduler = new_scheduler()
+    snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
+    for step in fit.steps():
+        g = run.generator("sketch", step.number)
+        chosen = torch.randint(scenes, (batch,), generator=g)
+        wordings = torch.randint(2**31, (batch,), generator=g).tolist()
+        dropped = (torch.rand(batch, generator=g) < 0.1).tolist()
+        texts = [
+            "" if d else pool.caption(n, w).text
+            for n, w, d in zip(chosen.tolist(), wordings, dropped)
+        ]
+        ids = pipe.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
+        latents = pool.latents[chosen].float()
+        noise = torch.randn(latents.shape, generator=g)
+        t = timesteps(batch, g)
+        noisy = scheduler.add_noise(latents, noise, t)  # type: ignore[arg-type]
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                states = text_encoder(ids.input_ids).last_hidden_state
+            features = adapter(sketches[chosen][:, None].float())
+            predicted = unet(
+                noisy, t, states, down_intrablock_additional_residuals=list(features)
+            ).sample
+        target = scheduler.get_velocity(latents, noise, t)  # type: ignore[arg-type]
+        masks = pool.masks[chosen].float() / 255
+        focus = 1 + SUBJECT_WEIGHT * masks.sum(1, keepdim=True).clamp(max=1)
+        error = ((predicted.float() - target).square() * (focus / focus.mean())).mean((1, 2, 3))
+        loss = (error * (5 / (snr[t] + 1)).clamp(max=1)).mean()
+        fit.update(step, loss)
+        step.figures["loss"] = loss.item()
+    fit.finish()
+    unet.set_attn_processor(AttnProcessor2_0())
+    return adapter.eval()
