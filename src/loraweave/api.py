@@ -16,7 +16,7 @@ from .denoise.composition import composition
 from .denoise.executor import Executor, executing
 from .denoise.loop import StepScheduler, Trace, denoise
 from .errors import MethodError, SceneError
-from .layout.regions import as_mask
+from .layout.regions import as_masks
 from .loading import base_identity, with_folder_loras, with_shipped_loras
 from .lora.adapter import Adapter
 from .lora.blocks import with_blocks
@@ -24,6 +24,7 @@ from .lora.pipeline import gather_adapters
 from .lora.trigger import fill_triggers
 from .methods import Method, MethodSettings, get_method
 from .output import ComposeOutput, versions
+from .region import Region
 from .scene import LoraRef, Scene
 
 LoraSource = str | Path | LoraRef
@@ -52,6 +53,7 @@ def compose(
     generator: Generator = None,
     latents: Tensor | None = None,
     regions: Mapping[str, Any] | None = None,
+    prompts: Mapping[str, str] | None = None,
     output_type: str = "pil",
     callback_on_step_end: Callable[[Any, int, Tensor, dict], dict] | None = None,
     progress: bool = True,
@@ -85,8 +87,11 @@ def compose(
         latents: initial noise (num_images_per_prompt, C, h, w) instead of drawing it; standard
             normal, the scheduler's own scale is applied here as in diffusers.
         regions: by a concept's name where it may be, for methods that take regions: a `Region`, a
-            box (left, top, right, bottom) of fractions, a mask picture (path or PIL), or an array
-            or tensor (h, w) in [0, 1]. A picture's record has boxes and paths only.
+            box (left, top, right, bottom) of fractions or pixels, a mask picture (path or PIL), an
+            array or tensor (h, w) in [0, 1], or a list of these. A picture's record has boxes and
+            paths only.
+        prompts: by a concept's name what is read inside its regions, or outside of all
+            (`background`), for methods with a text for each region; see `Scene`.
         output_type: "pil", "np", "pt" or "latent".
         callback_on_step_end: `callback(pipe, i, t, {"latents": z}) -> {"latents": z}`; setting
             `pipe._interrupt` stops after the step; the picture is decoded as it is then, and
@@ -99,17 +104,12 @@ def compose(
     Raises:
         SceneError, LoraError, MethodError: see `loraweave.errors`; nothing is drawn then.
     """
-    given_regions = {
-        name: region if isinstance(region, Mapping) else as_mask(name, region)  # a scene file's
-        for name, region in (regions or {}).items()
-    }
-    plain = {n: region for n, region in given_regions.items() if not isinstance(region, Tensor)}
-    masks_at_hand = {n: mask for n, mask in given_regions.items() if isinstance(mask, Tensor)}
+    plain, masks_at_hand = _sorted_out(regions or {})
     if isinstance(prompt, Scene):
         scene = prompt
         given = {
             "loras": loras, "regions": plain, "negative_prompt": negative_prompt,
-            "negative_prompts": negative_prompts,
+            "negative_prompts": negative_prompts, "prompts": prompts,
             "height": height, "width": width,
             "num_inference_steps": num_inference_steps != STEPS,
             "guidance_scale": guidance_scale != GUIDANCE,
@@ -123,7 +123,7 @@ def compose(
             prompt=prompt, negative_prompt=negative_prompt,
             negative_prompts=dict(negative_prompts or {}), width=width, height=height,
             num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
-            loras=dict(loras or {}), regions=plain,  # type: ignore[arg-type]
+            loras=dict(loras or {}), regions=plain, prompts=dict(prompts or {}),  # type: ignore[arg-type]
         )  # fmt: skip
     if isinstance(method, Method):
         if settings is not None:
@@ -135,6 +135,11 @@ def compose(
         raise SceneError(f"a region for {sorted(unknown)[0]!r}, which is no concept of the prompt")
     if (scene.regions or masks_at_hand) and method.regions == "no":
         raise MethodError(f"{method.name} takes no regions; leave them out")
+    if scene.prompts and not method.own_prompts:
+        raise MethodError(
+            f"{method.name} has no text for each region, so {', '.join(scene.prompts)} cannot have "
+            "a prompt of its own; leave prompts out, or use lora_composer, masked or regional"
+        )
     _check_output(output_type, num_images_per_prompt)
     for name, number in (("batch_size", batch_size), ("pass_batch", pass_batch)):
         if number is not None and number < 1:
@@ -224,6 +229,21 @@ def compose(
     return ComposeOutput(_joined(images, output_type), masks, maps, info)
 
 
+def _sorted_out(
+    regions: Mapping[str, Any],
+) -> tuple[dict[str, tuple[Region, ...]], dict[str, list[Tensor]]]:
+    """The regions that a scene can hold, and the masks that are at hand."""
+    plain: dict[str, tuple[Region, ...]] = {}
+    masks: dict[str, list[Tensor]] = {}
+    for name, given in regions.items():
+        found = as_masks(name, given)
+        if own := tuple(region for region in found if isinstance(region, Region)):
+            plain[name] = own
+        if at_hand := [mask for mask in found if isinstance(mask, Tensor)]:
+            masks[name] = at_hand
+    return plain, masks
+
+
 def _draw(
     executor: Executor, method: Method, scene: Scene, noise: Tensor,
     generators: list[torch.Generator | None], callback, progress: bool,
@@ -295,7 +315,7 @@ def _seed(scene: Scene, generator: torch.Generator | None) -> int:
 
 def _caveat(
     pipe: StableDiffusionPipeline, scene: Scene, generator: torch.Generator | None,
-    latents: Tensor | None, callback: Any, masks: Mapping[str, Tensor], in_batch: bool,
+    latents: Tensor | None, callback: Any, masks: Mapping[str, Any], in_batch: bool,
 ) -> str | None:  # fmt: skip
     """Why a picture's record is not enough to make it again; None if it is."""
     if latents is not None:

@@ -25,6 +25,7 @@ from loraweave.messages import readable
 from loraweave.prompt import WEIGHT_LIMIT
 
 EVERYWHERE, BACKGROUND = "everywhere", "background"
+PLAIN = "none"  # instead of a file: a concept of plain words
 
 # Strict: a YAML `yes` or a quoted "7" is a slip, not a number.
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -95,7 +96,8 @@ OwnWeight = Annotated[
 class LoraRef(Data):
     """Where a LoRA is and how it acts; a plain string is a path.
 
-    Without a path the LoRA must already be loaded in the pipeline under its name.
+    Without a path the LoRA must already be loaded in the pipeline under its name; the path `none`
+    is no LoRA at all, for a concept that the base model knows and that has a region.
     `weight` multiplies the weight in the prompt: a number in [-4, 4] for all of the LoRA, or
     `{unet: 0.8, text_encoder: 0.5}`, where `unet` may be `{down: 0.3, mid: 1, up: {block_1: [0.1,
     0.2]}}`, as for `set_adapters` in diffusers.

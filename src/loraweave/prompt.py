@@ -33,6 +33,7 @@ __all__ = [
     "pass_prompts",
     "with_trigger",
     "words_alone",
+    "words_between",
 ]
 
 
@@ -72,16 +73,51 @@ def full_prompt(parsed: ParsedPrompt) -> PassPrompt:
     return pass_prompt(parsed, {c.name for c in parsed.concepts})
 
 
-def words_alone(parsed: ParsedPrompt, name: str) -> PassPrompt:
-    """A concept's trigger and noun, without the rest of the prompt."""
-    words = next(concept for concept in parsed.concepts if concept.name == name)
-    text, triggers = words.noun, {}
-    if words.trigger:
-        text, triggers = f"{words.trigger} {text}", {name: Span(0, len(words.trigger))}
-    weight = next(w for c, w in parsed.pieces if not isinstance(c, str) and c.name == name)
-    emphasis = () if weight == 1 else ((Span(0, len(text)), weight),)
-    noun = Span(len(text) - len(words.noun), len(text))
-    return PassPrompt(text, {name: noun}, triggers, emphasis)
+def words_alone(parsed: ParsedPrompt, name: str, worn: Collection[str] = ()) -> PassPrompt:
+    """A concept's trigger and noun, and those of LoRAs that are on it, without the rest.
+
+    Args:
+        parsed: the prompt.
+        name: of the concept.
+        worn: names of the LoRAs on it; those with words in the prompt follow after commas.
+    """
+    text, nouns, triggers, emphasis = "", {}, {}, []
+    own = [c for c in parsed.concepts if c.name == name]
+    for words in (*own, *(c for c in parsed.concepts if c.name in worn)):
+        start = len(text) + 2 * bool(text)
+        text += ", " * bool(text) + f"{words.trigger} " * bool(words.trigger) + words.noun
+        if words.trigger:
+            triggers[words.name] = Span(start, start + len(words.trigger))
+        nouns[words.name] = Span(len(text) - len(words.noun), len(text))
+        weight = next(
+            w for c, w in parsed.pieces if not isinstance(c, str) and c.name == words.name
+        )
+        if weight != 1:
+            emphasis.append((Span(start, len(text)), weight))
+    return PassPrompt(text, nouns, triggers, tuple(emphasis))
+
+
+def words_between(parsed: ParsedPrompt) -> PassPrompt:
+    """What is left of a prompt without the concepts' words, and what only joined them.
+
+    `a [sks cat](cat) and a [dog](dog) in the meadow` leaves `in the meadow`.
+    """
+    text, emphasis = "", []
+    for content, weight in parsed.pieces:
+        if not isinstance(content, str):
+            continue
+        kept = _JOINTS.sub("", content).strip()
+        if not kept:
+            continue
+        start = len(text) + bool(text)
+        text += " " * bool(text) + kept
+        if weight != 1:
+            emphasis.append((Span(start, len(text)), weight))
+    return PassPrompt(text, {}, {}, tuple(emphasis))
+
+
+# Commas and "and" at either end of what stands between two concepts, and an article at its end.
+_JOINTS = re.compile(r"^(\s*(,|and\b))+|((,|\band)?\s*\b(an?|the))?\s*$|^\s*(an?|the)\s*$", re.I)
 
 
 def with_trigger(parsed: ParsedPrompt, name: str, trigger: str) -> str:

@@ -8,15 +8,16 @@ Whatever is wrong with it is a `SceneError`, pydantic's own complaints included.
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from loraweave.data_file import MAX_FILE_BYTES, read_data
-from loraweave.errors import LoraError, PromptSyntaxError, RegionError, SceneError
+from loraweave.errors import LoraError, PromptSyntaxError, SceneError
 from loraweave.lora_ref import (
     BACKGROUND,
     EVERYWHERE,
+    PLAIN,
     BlockWeights,
     ComponentWeights,
     Data,
@@ -32,9 +33,10 @@ from loraweave.prompt import (
     full_prompt,
     parse_prompt,
 )
+from loraweave.region import Region, Regions, in_order, read_regions, several
 
 __all__ = [
-    "BACKGROUND", "EVERYWHERE", "MAX_FILE_BYTES", "MINIATURE", "SHIPPED", "BlockWeights",
+    "BACKGROUND", "EVERYWHERE", "MAX_FILE_BYTES", "MINIATURE", "PLAIN", "SHIPPED", "BlockWeights",
     "ComponentWeights", "Concept", "LoraRef", "Region", "Scene", "Style", "scene_from_dict",
     "scene_schema",
 ]  # fmt: skip
@@ -77,47 +79,23 @@ class Style:
     on: str = EVERYWHERE
 
 
-class Region(Data):
-    """Where a concept may be, given by the user: a box or an image, exactly one of them.
-
-    `box` is (x0, y0, x1, y1) in fractions of the picture from its top left corner, with
-    0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1. `image` is a grey picture, white where the concept
-    may be.
-    """
-
-    error: ClassVar[type[SceneError]] = RegionError
-
-    box: tuple[Number, Number, Number, Number] | None = None
-    image: Path | None = None
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if (self.box is None) == (self.image is None):
-            found = "neither" if self.box is None else "both"
-            raise RegionError(f"a region has either a box or an image, this has {found}; give one")
-        if self.box is None:
-            return self
-        x0, y0, x1, y1 = self.box
-        if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
-            raise RegionError(
-                f"the box {self.box} is outside the picture or empty; give left, top, right, "
-                "bottom as fractions from 0 to 1 (pixels divided by its width and height)"
-            )
-        return self
-
-
 class Scene(Data):
     """A prompt with its concepts and everything else that the picture depends on.
 
     `width` and `height` are pixels, multiples of 8; None leaves them to the base model.
-    `loras`, `regions` and `negative_prompts` go by the names in the prompt; the last two may only
-    name concepts. `negative_prompts` are what one concept's pass steers away from, in addition
-    to `negative_prompt`, which holds for all passes.
+    `loras`, `regions`, `prompts` and `negative_prompts` go by the names in the prompt; all but the
+    first may only name concepts. `negative_prompts` are what one concept's pass steers away from,
+    in addition to `negative_prompt`, which holds for all passes.
+
+    A concept may have several regions; a list of regions instead of names has one for each
+    concept, in the order of the prompt. `prompts` are what is read inside a concept's regions, by
+    methods with a text for each region: `a [sks cat](cat) with a red hat`; `background` is what is
+    read outside of all regions.
 
     Raises:
         SceneError: anything is missing, unknown or out of range, or more than 8 concepts.
         PromptSyntaxError: the markup of the prompt or a negative prompt is wrong.
-        RegionError: a region is not a box in the picture or an image.
+        RegionError: a region is not a box in the picture or an image, or nobody's.
     """
 
     prompt: str
@@ -129,18 +107,24 @@ class Scene(Data):
     num_inference_steps: Integer = Field(default=50, ge=1, le=1000)
     guidance_scale: Number = Field(default=7.5, ge=0)
     loras: dict[str, LoraRef] = Field(default_factory=dict)
-    regions: dict[str, Region] = Field(default_factory=dict)
+    regions: dict[str, Regions] = Field(default_factory=dict)  # a list too, see above
+    prompts: dict[str, str] = Field(default_factory=dict)
 
     @field_validator("loras", "regions", mode="before")
     @classmethod
     def _name_the_culprit(cls, value: Any, info: ValidationInfo) -> Any:
+        of_loras = info.field_name == "loras"
+        if isinstance(value, list | tuple) and not of_loras and "prompt" in info.data:
+            loras = info.data.get("loras", {})
+            words = parse_prompt(info.data["prompt"]).concepts
+            value = in_order(value, [c.name for c in words if _place(loras, c.name) is None])
         if not isinstance(value, Mapping):
             return value
-        model = LoraRef if info.field_name == "loras" else Region
+        read = LoraRef.model_validate if of_loras else read_regions
         made = {}
         for name, item in value.items():
             try:
-                made[name] = model.model_validate(item)
+                made[name] = read(item)
             except SceneError as error:
                 raise type(error)(f"{info.field_name}.{name}: {error}") from None
         return made
@@ -151,7 +135,11 @@ class Scene(Data):
         self._check_places(names)
         if len(names) > MAX_CONCEPTS:
             raise SceneError(f"{len(names)} concepts in one prompt; at most {MAX_CONCEPTS} work")
-        for kind, given in (("region", self.regions), ("negative prompt", self.negative_prompts)):
+        named = {
+            "region": self.regions, "negative prompt": self.negative_prompts,
+            "prompt of its own": self.prompts.keys() - {BACKGROUND},
+        }  # fmt: skip
+        for kind, given in named.items():
             for name in given:
                 if name not in names:
                     raise SceneError(
@@ -161,7 +149,43 @@ class Scene(Data):
         _plain_prompt(self.negative_prompt, "in the negative prompt")
         for name, text in self.negative_prompts.items():
             _plain_prompt(text, f"in the negative prompt of {name!r}")
+        for name in self.prompts:
+            self._check_own_prompt(name)
         return self
+
+    def _check_own_prompt(self, name: str) -> None:
+        """It marks its concept once, and besides what is on it, nothing else."""
+        parsed = self.own_prompt(name)
+        assert parsed is not None
+        found = [words.name for words in parsed.concepts]
+        if name != BACKGROUND and found.count(name) != 1:
+            raise SceneError(
+                f"prompts.{name} has {found.count(name)} places for {name!r}, one is needed; mark "
+                f"its words there too: a [trigger noun]({name}) with ..."
+            )
+        for other in (*parsed.concepts, *parsed.styles):
+            if other.name != name and self._place(other.name) != name:
+                raise SceneError(
+                    f"prompts.{name} names the LoRA {other.name!r}, which is not on {name!r}; use "
+                    f"plain words, or loras: {{{other.name}: {{on: {name}}}}}"
+                )
+            if (other.weight, other.text_encoder_weight) != (1.0, None):
+                raise SceneError(
+                    f"prompts.{name} gives {other.name!r} a weight; weights belong into the prompt"
+                )
+
+    def own_prompt(self, name: str) -> ParsedPrompt | None:
+        """What is read inside a concept's regions (or, `background`, outside of all), if given.
+
+        Raises:
+            PromptSyntaxError: its markup is wrong.
+        """
+        if name not in self.prompts:
+            return None
+        try:
+            return parse_prompt(self.prompts[name])
+        except PromptSyntaxError as error:
+            raise _located(error, f"in the prompt of {name!r}") from None
 
     def _check_places(self, names: list[str]) -> None:
         """`on` names a concept, the background or everything."""
@@ -200,7 +224,7 @@ class Scene(Data):
         return [words for words in self.parsed.concepts if self._place(words.name) is None]
 
     def _place(self, name: str) -> str | None:
-        return self.loras[name].on if name in self.loras else None
+        return _place(self.loras, name)
 
     @property
     def concepts(self) -> tuple[Concept, ...]:
@@ -225,6 +249,10 @@ class Scene(Data):
         """
         places = {EVERYWHERE, *concepts, *([BACKGROUND] if background else [])}
         return [style for style in self.styles if style.on in places]
+
+    def worn(self, concept: str) -> set[str]:
+        """The LoRAs that are on a concept."""
+        return {style.name for style in self.styles if style.on == concept}
 
     def triggered(self, concepts: Collection[str], background: bool) -> set[str]:
         """The LoRAs whose triggers are in the text of a pass with these concepts."""
@@ -290,7 +318,8 @@ class Scene(Data):
         return scene.replace(
             loras={name: _below(path.parent, lora, "path") for name, lora in scene.loras.items()},
             regions={
-                n: _below(path.parent, region, "image") for n, region in scene.regions.items()
+                n: tuple(_below(path.parent, region, "image") for region in several(regions))
+                for n, regions in scene.regions.items()
             },
         )
 
@@ -317,17 +346,25 @@ def _plain_prompt(source: str, where: str) -> PassPrompt:
     try:
         parsed = parse_prompt(source)
     except PromptSyntaxError as error:
-        named = PromptSyntaxError(f"{where}: {error}")
-        named.prompt, named.position = error.prompt, error.position
-        raise named from None
+        raise _located(error, where) from None
     for words in (*parsed.concepts, *parsed.styles):
         what = where.removeprefix("in ")
         raise SceneError(f"{what} names the LoRA {words.name!r}; use plain words")
     return full_prompt(parsed)
 
 
+def _located(error: PromptSyntaxError, where: str) -> PromptSyntaxError:
+    named = PromptSyntaxError(f"{where}: {error}")
+    named.prompt, named.position = error.prompt, error.position
+    return named
+
+
+def _place(loras: Mapping[str, LoraRef], name: str) -> str | None:
+    return loras[name].on if name in loras else None
+
+
 def _below(folder: Path, model: Data, field: str) -> Data:
     path = getattr(model, field)
-    if path is None or str(path).startswith(SHIPPED):
+    if path is None or str(path) == PLAIN or str(path).startswith(SHIPPED):
         return model
     return model.model_copy(update={field: folder / path})

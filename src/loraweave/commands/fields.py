@@ -6,7 +6,7 @@ from typing import Any
 from ..errors import SceneError
 from ..scene import Scene, scene_from_dict
 
-BY_NAME = ("loras", "regions", "negative_prompts")
+BY_NAME = ("loras", "regions", "prompts", "negative_prompts")
 
 
 def changed(scene: Scene, fields: Mapping[str, Any], options: Mapping[str, Any]) -> Scene:

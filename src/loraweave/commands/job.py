@@ -11,7 +11,7 @@ import typer
 from ..data_file import SUFFIXES
 from ..errors import LoraError, SceneError
 from ..progress import silence_libraries
-from ..scene import MINIATURE, SHIPPED, LoraRef, Scene, scene_from_dict
+from ..scene import MINIATURE, PLAIN, SHIPPED, LoraRef, Scene, scene_from_dict
 from .fields import changed
 from .options import DType
 
@@ -147,7 +147,7 @@ def _without_lost_files(scene: Scene, lora_dir: Path | None) -> Scene:
         return scene
     kept = dict(scene.loras)
     for name, lora in scene.loras.items():
-        ships = str(lora.path).startswith(SHIPPED)
+        ships = str(lora.path).startswith(SHIPPED) or str(lora.path) == PLAIN
         if lora.path and not ships and not os.path.exists(lora.path):  # noqa: PTH110
             kept[name] = lora.model_copy(update={"path": None})
     return scene.replace(loras=kept)

@@ -17,7 +17,8 @@ from torch import Tensor
 from ..backbone.sd1 import StableDiffusion1
 from ..lora.adapter import Adapter
 from ..prompt import PassPrompt, full_prompt, pass_prompt
-from ..scene import Concept, Region, Scene
+from ..region import Region, several
+from ..scene import Concept, Scene
 from .hooks import AdapterHooks, Weighted, adapter_hooks
 
 
@@ -60,6 +61,7 @@ class Composition:
         concepts: in the order of the prompt.
         adapters: every LoRA of the scene by name.
         regions: of the scene, and masks (h, w) that came without one, by the concepts' names.
+            Whoever lays out the picture himself may replace them before the stages are made.
         schedules: by name of those that do not act all the time, the factor of their weight at a
             fraction of the run in [0, 1).
     """
@@ -67,13 +69,16 @@ class Composition:
     def __init__(
         self, scene: Scene, backbone: StableDiffusion1, adapters: Mapping[str, Adapter],
         unet_hooks: AdapterHooks, text_hooks: AdapterHooks,
-        masks: Mapping[str, Tensor] | None = None,
+        masks: Mapping[str, Sequence[Tensor]] | None = None,
     ):  # fmt: skip
         self.scene, self.backbone, self.adapters = scene, backbone, dict(adapters)
         self.concepts: tuple[Concept, ...] = scene.concepts
         self.unet_hooks, self._text_hooks = unet_hooks, text_hooks
         self.width, self.height = backbone.size(scene.width, scene.height)
-        self.regions: dict[str, Region | Tensor] = {**scene.regions, **(masks or {})}
+        self.regions: dict[str, list[Region | Tensor]] = {
+            name: [*several(scene.regions.get(name, ())), *(masks or {}).get(name, ())]
+            for name in {**scene.regions, **(masks or {})}
+        }
         self.schedules: dict[str, Callable[[float], float]] = {
             name: lora.strength for name, lora in scene.loras.items() if lora.scheduled
         }
@@ -85,6 +90,14 @@ class Composition:
         What is on a concept acts in its pass, what is on the background in pass 0.
         """
         return [self.make_pass((), background=True)] + [self.make_pass([c]) for c in self.concepts]
+
+    def own_text(self, name: str, otherwise: PassPrompt) -> PassPrompt:
+        """What is read in a concept's regions, or (`background`) outside of all.
+
+        That is the scene's own prompt for it if it has one, and `otherwise` if not.
+        """
+        own = self.scene.own_prompt(name)
+        return otherwise if own is None else full_prompt(own)
 
     def merged_pass(self) -> Pass:
         """One pass with all triggers, all LoRAs and all negative prompts."""
@@ -140,6 +153,8 @@ class Composition:
         names = [concept.name for concept in self.concepts]
         sets = [scene.triggered((), True), *(scene.triggered([n], False) for n in names)]
         prompts = [full_prompt(parsed), *(pass_prompt(parsed, some) for some in sets)]
+        own = [scene.own_prompt(name) for name in scene.prompts]
+        prompts += [full_prompt(prompt) for prompt in own if prompt is not None]
         negatives = [scene.negative(name) for name in names]
         negatives.append(scene.negative(*names))
         return max(self.backbone.chunks(prompt.text) for prompt in prompts + negatives)
@@ -148,7 +163,7 @@ class Composition:
 @contextmanager
 def composition(
     scene: Scene, backbone: StableDiffusion1, adapters: Mapping[str, Adapter],
-    masks: Mapping[str, Tensor] | None = None,
+    masks: Mapping[str, Sequence[Tensor]] | None = None,
 ) -> Iterator[Composition]:  # fmt: skip
     """Prepare a scene; the model gets hooks inside this context and none after it.
 
@@ -156,7 +171,7 @@ def composition(
         scene: what is drawn.
         backbone: by which model.
         adapters: every LoRA that a method may use, by name.
-        masks: (h, w) in [0, 1], more regions by the names of concepts.
+        masks: (h, w) in [0, 1] each, more regions by the names of concepts.
     """
     every = list(adapters.values())
     with (

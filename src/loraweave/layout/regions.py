@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import RegionError
-from ..scene import Region
+from ..region import Region
 
 LARGEST_MASK = 8192  # pixels a side
 
@@ -26,19 +26,40 @@ Mask = Region | Float[Tensor, "h w"]
 """A region of a scene, or a mask that a program has at hand, values in [0, 1]."""
 
 
+def as_masks(name: str, given: Any) -> tuple[Mask, ...]:
+    """What a program may give as the regions of a concept: one of `as_mask`, or a list of them.
+
+    Four numbers are a box.
+
+    Raises:
+        RegionError: see `as_mask`, or an empty list.
+    """
+    several = isinstance(given, list | tuple) and not (
+        len(given) == 4 and all(isinstance(side, int | float) for side in given)
+    )
+    if not several:
+        return (as_mask(name, given),)
+    if not given:
+        raise RegionError(f"no region for {name!r} in its list; give one, or leave it out")
+    return tuple(as_mask(name, one) for one in given)
+
+
 def as_mask(name: str, given: Any) -> Mask:
     """What a program may give as a region: a `Region`, a box, a picture, an array or a tensor.
 
     Args:
         name: of the concept, for errors.
-        given: (left, top, right, bottom) as fractions; or values in [0, 1] (or 8-bit, or booleans)
-            of shape (h, w), white where the concept may be.
+        given: a `Region` or its data; a box (left, top, right, bottom) as fractions or pixels; a
+            mask picture (path or PIL); or values in [0, 1] (or 8-bit, or booleans) of shape
+            (h, w), white where the concept may be.
 
     Raises:
         RegionError: nothing of these, not two-dimensional, out of range or black everywhere.
     """
     if isinstance(given, Region):
         return given
+    if isinstance(given, Mapping):  # a scene file's
+        return Region.model_validate(given)
     if isinstance(given, tuple | list) and len(given) == 4:
         return Region(box=tuple(given))
     if isinstance(given, str | Path):
@@ -63,24 +84,42 @@ def as_mask(name: str, given: Any) -> Mask:
 
 
 def region_masks(
-    regions: Mapping[str, Mask], names: Sequence[str], size: tuple[int, int]
-) -> Float[Tensor, "N H W"]:
-    """Masks of concepts in [0, 1], as they are given: they may overlap, see `shared`.
+    regions: Mapping[str, Sequence[Mask]], names: Sequence[str], size: tuple[int, int],
+    picture: tuple[int, int],
+) -> tuple[Float[Tensor, "M H W"], list[int]]:  # fmt: skip
+    """Masks of all regions in [0, 1], as they are given: they may overlap, see `shared`.
 
     Args:
-        regions: by the names of concepts.
-        names: of the concepts, in the order of the masks.
+        regions: of each concept, by name.
+        names: of the concepts; their regions follow each other in this order.
         size: (H, W) of the latent.
+        picture: (width, height) in pixels.
+
+    Returns:
+        The masks, and for each the number of its concept.
 
     Raises:
-        RegionError: a concept without a region, or a picture that is no mask.
+        RegionError: a concept without a region, a box beyond the picture, or a picture that is no
+            mask.
     """
-    if lacking := [name for name in names if name not in regions]:
+    if lacking := [name for name in names if not regions.get(name)]:
         raise RegionError(
             f"no region for {', '.join(lacking)}; give one for each concept, for example "
             f"--region {lacking[0]}=0,0,0.5,1 (left, top, right, bottom)"
         )
-    return torch.stack([_mask(name, regions[name], size) for name in names])
+    masks, owners = [], []
+    for n, name in enumerate(names):
+        for region in regions[name]:
+            masks.append(_mask(name, region, size, picture))
+            owners.append(n)
+    return torch.stack(masks), owners
+
+
+def joined(masks: Float[Tensor, "M H W"], owners: Sequence[int]) -> Float[Tensor, "N H W"]:
+    """One mask for each concept: where any of its regions is."""
+    return torch.stack([
+        masks[[owner == n for owner in owners]].amax(0) for n in range(max(owners) + 1)
+    ])  # fmt: skip
 
 
 def strip_masks(count: int, size: tuple[int, int]) -> Float[Tensor, "N H W"]:
@@ -95,11 +134,16 @@ def shared(masks: Float[Tensor, "N H W"]) -> Float[Tensor, "N H W"]:
     return masks / masks.sum(0, keepdim=True).clamp(min=1)
 
 
-def _mask(name: str, region: Mask, size: tuple[int, int]) -> Float[Tensor, "H W"]:
+def _mask(
+    name: str, region: Mask, size: tuple[int, int], picture: tuple[int, int]
+) -> Float[Tensor, "H W"]:
     if isinstance(region, Tensor):
         return F.interpolate(region[None, None], size, mode="area")[0, 0]
     if region.box is not None:
-        x0, y0, x1, y1 = region.box
+        try:
+            x0, y0, x1, y1 = region.fractions(*picture)
+        except RegionError as error:
+            raise RegionError(f"the region of {name!r}: {error}") from None
         rows, columns = _inside(y0, y1, size[0]), _inside(x0, x1, size[1])
         return rows[:, None] * columns
     assert region.image is not None

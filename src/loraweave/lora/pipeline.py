@@ -11,7 +11,7 @@ from torch import nn
 
 from ..errors import LoraError
 from ..prompt import full_prompt
-from ..scene import Scene
+from ..scene import PLAIN, Scene
 from .adapter import Adapter, adapter_from_peft, load_adapter
 
 
@@ -45,7 +45,9 @@ def gather_adapters(
     adapters = {}
     for name in used:
         lora = scene.loras.get(name)
-        if lora is not None and lora.path is not None:
+        if lora is not None and str(lora.path) == PLAIN:
+            adapters[name] = Adapter(name, {}, {}, PLAIN)
+        elif lora is not None and lora.path is not None:
             adapters[name] = load_adapter(
                 name, lora.path, unet=pipe.unet, text_encoder=pipe.text_encoder,
                 allow_pickle=allow_pickle, allow_partial=allow_partial,

@@ -35,6 +35,7 @@ class Method:
         passes: rows of the denoiser for each half of a step, in words.
         training: what has to be trained for it first, in words.
         regions: whether it takes or needs regions, in words.
+        own_prompts: whether a region may have a prompt of its own.
         extra_models: what it needs beside the base model, in words.
         any_lora: whether ordinary LoRA files work.
         refuses: what it cannot do that others can, in words.
@@ -47,6 +48,7 @@ class Method:
     passes: ClassVar[str]
     training: ClassVar[str] = "no"
     regions: ClassVar[str] = "no"
+    own_prompts: ClassVar[bool] = False
     extra_models: ClassVar[str] = "no"
     any_lora: ClassVar[bool] = True
     refuses: ClassVar[tuple[str, ...]] = ()
@@ -70,6 +72,7 @@ class Method:
         """What it needs and what it takes; plain data."""
         return {
             "name": cls.name, "training": cls.training, "regions": cls.regions,
+            "own_prompts": cls.own_prompts,
             "extra_models": cls.extra_models, "any_lora": cls.any_lora,
             "refuses": list(cls.refuses),
             "calls_per_step": cls.passes, "least_concepts": cls.least_concepts,

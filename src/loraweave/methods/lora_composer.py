@@ -9,7 +9,7 @@ weight of enhancement instead of 1.25), `decay` linear, `reinitialise` after_upd
 Nothing here reproduces the code's mistakes: words are found by the tokenizer, concepts are matched
 by name, boxes end where they end.
 
-`B` pictures, `K` = N + 1 owners, `L` = h*w places of the level that methods read.
+`B` pictures, `M` regions, `K` = M + 1 owners, `L` = h*w places of the level that methods read.
 """
 
 from collections.abc import Mapping
@@ -29,13 +29,13 @@ from ..denoise.isolated import Isolation, level_regions
 from ..denoise.loop import Stage, StepScheduler, guided
 from ..errors import MethodError
 from ..layout.masks import softened, with_base
-from ..layout.regions import shared
+from ..layout.regions import joined, shared
 from ..lora.adapter import Adapter
 from ..scene import Scene
 from .base import Method
 from .composer_losses import concept_presence, fill, leak
 from .guided_merge import smoothed_3x3
-from .masked import LayoutSettings, Text, check_alone, check_layout, laid_out, owners
+from .masked import LayoutSettings, Outside, Text, check_layout, laid_out, owners
 from .stepping import Stepper, StepSettings, falling
 
 INJECTED = ("attn2.to_k", "attn2.to_v", "attn2.to_out.0")
@@ -47,7 +47,10 @@ class LoRAComposerSettings(LayoutSettings, StepSettings):
 
     Attributes:
         text: what is read inside a region: `alone`, that concept's words; `own`, the prompt with
-            its trigger only; `shared`, the whole prompt.
+            its trigger only; `shared`, the whole prompt. A prompt that the scene has for a region
+            replaces it.
+        outside: what is read outside of all regions: the prompt, `prompt`, or `rest`, what is left
+            of it without the concepts' words.
         injected: `cross`, keys, values and output of cross-attention only, as the authors' code
             has it; `all` of the LoRA.
         isolation: self-attention does not pass between regions.
@@ -61,6 +64,7 @@ class LoRAComposerSettings(LayoutSettings, StepSettings):
     """
 
     text: Text = "alone"
+    outside: Outside = "prompt"
     injected: Literal["cross", "all"] = "cross"
     isolation: bool = True
     presence: float = Field(8.0, ge=0)
@@ -81,6 +85,7 @@ class LoRAComposer(Method):
     source = "Yang et al., LoRA-Composer, arXiv 2403.11627"
     passes = "1, and gradients in the first half"
     regions = "needed, or left-to-right strips"
+    own_prompts = True
     refuses = ("LoRAs of layers without places (time embedding), with injected=all",)
     Settings = LoRAComposerSettings
 
@@ -88,8 +93,6 @@ class LoRAComposer(Method):
         super().check(composition)
         assert isinstance(self.settings, LoRAComposerSettings)
         check_layout(self.name, self.settings.layout, composition)
-        if self.settings.text == "alone":
-            check_alone(self.name, composition)
 
     def extra_adapters(self, scene: Scene, adapters: Mapping[str, Adapter]) -> dict[str, Adapter]:
         assert isinstance(self.settings, LoRAComposerSettings)
@@ -128,10 +131,11 @@ class LoRAComposerStage(Stage):
         super().__init__(scheduler)
         self.executor, self.settings = executor, settings
         self.guidance = composition.scene.guidance_scale
-        self.passes = owners(composition, settings.text)
+        base, *own = owners(composition, settings.text, settings.outside)
+        self.regions, self.whose = laid_out(composition, settings.layout)  # (M, H, W)
+        self.passes = [base, *(own[n] for n in self.whose)]
         self.confined = Confined(executor, self.passes)
-        self.names = [concept.name for concept in composition.concepts]
-        self.regions = laid_out(composition, settings.layout)  # (N, H, W)
+        self.names = [composition.concepts[n].name for n in self.whose]
         masks = shared(self.regions)[None]
         if settings.soft_edges:
             masks = softened(masks, settings.soft_edges)
@@ -209,7 +213,7 @@ class LoRAComposerStage(Stage):
 
     def loss(
         self, maps: list[Float[Tensor, "W h w"]], looks: Float[Tensor, "L L"],
-        regions: Bool[Tensor, "N h w"],
+        regions: Bool[Tensor, "M h w"],
     ) -> Float[Tensor, ""]:  # fmt: skip
         """Sum over the regions; two words' worth of enhancement each, however many tokens."""
         settings, total = self.settings, looks.new_zeros(())
@@ -239,13 +243,13 @@ class LoRAComposerStage(Stage):
         with self.isolation.acting():
             out = self.confined.evaluate(self.masks, self.scheduler.scale(latents, t), t)
         assert out.noise is not None
-        own = self.masks[0, 1:].float().cpu()
+        own = joined(self.masks[0, 1:].float().cpu(), self.whose)
         self.trace.masks.append(own.expand(len(latents), *own.shape))
         return guided(out.noise[:, 0], self.guidance)
 
 
 def reinitialised(
-    z: Float[Tensor, "C H W"], maps: list[Float[Tensor, "W h w"]], regions: Bool[Tensor, "N h w"],
+    z: Float[Tensor, "C H W"], maps: list[Float[Tensor, "W h w"]], regions: Bool[Tensor, "M h w"],
     factor: int,
 ) -> Float[Tensor, "C H W"]:  # fmt: skip
     """Noise whose regions hold what their words look at most, wherever that was.

@@ -18,11 +18,13 @@ from ..denoise.executor import Executor
 from ..denoise.loop import Stage, StepScheduler, guided
 from ..errors import MethodError
 from ..layout.masks import with_base
-from ..layout.regions import region_masks, shared, strip_masks
-from ..prompt import full_prompt, words_alone
+from ..layout.regions import joined, region_masks, shared, strip_masks
+from ..prompt import full_prompt, pass_prompt, words_alone, words_between
+from ..scene import BACKGROUND
 from .base import Method, MethodSettings
 
 Text = Literal["shared", "own", "alone"]
+Outside = Literal["prompt", "rest"]
 Layout = Literal["regions", "strips"]
 """Where the concepts are: as the user says, or the picture cut from left to right."""
 
@@ -44,10 +46,14 @@ class MaskedSettings(LayoutSettings):
     Attributes:
         text: `shared`, the whole prompt everywhere; `own`, in each region the prompt with that
             concept's trigger only, and plain nouns outside; `alone`, in each region that
-            concept's words and no others, so that it says what is where.
+            concept's words and no others, so that it says what is where. A prompt that the
+            scene has for a region replaces it.
+        outside: what is read outside of all regions: the prompt, `prompt`, or `rest`, what is left
+            of it without the concepts' words.
     """
 
     text: Text = "shared"
+    outside: Outside = "prompt"
 
 
 class Masked(Method):
@@ -58,6 +64,7 @@ class Masked(Method):
     source = "kohya-ss/sd-scripts (regional LoRA), hako-mikan (Attention Couple)"
     passes = "1"
     regions = "needed, or left-to-right strips"
+    own_prompts = True
     refuses = ("LoRAs of layers without places (time embedding)",)
     Settings = MaskedSettings
 
@@ -66,15 +73,13 @@ class Masked(Method):
         settings = self.settings
         assert isinstance(settings, MaskedSettings)
         check_layout(self.name, settings.layout, composition)
-        if settings.text == "alone":
-            check_alone(self.name, composition)
 
     def stages(
         self, composition: Composition, executor: Executor, scheduler: StepScheduler
     ) -> list["MaskedStage"]:
         settings = self.settings
         assert isinstance(settings, MaskedSettings)
-        passes = owners(composition, settings.text)
+        passes = owners(composition, settings.text, settings.outside)
         return [MaskedStage(composition, executor, scheduler, passes, settings.layout)]
 
 
@@ -84,21 +89,6 @@ def check_layout(method: str, layout: Layout, composition: Composition) -> None:
         raise MethodError(
             f"{method} with layout 'strips' cuts the picture itself, and the scene has regions "
             f"for {', '.join(composition.regions)}; leave out one of the two"
-        )
-
-
-def check_alone(method: str, composition: Composition) -> None:
-    """Raise MethodError if words would be lost where a region reads its concept's words only."""
-    scene = composition.scene
-    worn = [
-        style.name for style in scene.styles
-        if any(words.name == style.name for words in scene.parsed.concepts)
-    ]  # fmt: skip
-    if worn:
-        raise MethodError(
-            f"{method} reads each concept's words alone inside its region (text 'alone') and has "
-            f"no place for the words of {', '.join(worn)}; use masked or lora_composer with text "
-            "'own' or 'shared'"
         )
 
 
@@ -118,7 +108,8 @@ class MaskedStage(Stage):
         super().__init__(scheduler)
         self.guidance = composition.scene.guidance_scale
         self.confined = Confined(executor, passes)
-        self.masks = with_base(shared(laid_out(composition, layout)))  # (P, H, W)
+        masks = joined(*laid_out(composition, layout))
+        self.masks = with_base(shared(masks))  # (P, H, W)
 
     def predict(self, latents: Tensor, i: int, t: Tensor) -> Float[Tensor, "B C h w"]:
         out = self.confined.evaluate(self.masks[None], self.scheduler.scale(latents, t), t)
@@ -128,29 +119,33 @@ class MaskedStage(Stage):
         return guided(out.noise[:, 0], self.guidance)
 
 
-def laid_out(composition: Composition, layout: Layout) -> Float[Tensor, "N H W"]:
-    """Every concept's region in [0, 1], in cells of the latent; they may overlap."""
+def laid_out(composition: Composition, layout: Layout) -> tuple[Float[Tensor, "M H W"], list[int]]:
+    """Every region in [0, 1], in cells of the latent, and whose it is; they may overlap."""
     backbone = composition.backbone
     size = backbone.latent_shape(composition.width, composition.height)[-2:]
     names = [concept.name for concept in composition.concepts]
     if layout == "strips":
-        masks = strip_masks(len(names), size)
+        masks, whose = strip_masks(len(names), size), list(range(len(names)))
     else:
-        masks = region_masks(composition.regions, names, size)
-    return masks.to(backbone.device, backbone.dtype)
+        picture = composition.width, composition.height
+        masks, whose = region_masks(composition.regions, names, size, picture)
+    return masks.to(backbone.device, backbone.dtype), whose
 
 
-def owners(composition: Composition, text: Text) -> list[Pass]:
+def owners(composition: Composition, text: Text, outside: Outside = "prompt") -> list[Pass]:
     """The base model and every concept, each with its text."""
-    if text == "own":
-        return composition.passes()
-    if text == "alone":
-        parsed = composition.scene.parsed
-        return [
-            composition.make_pass((), background=True),
-            *(composition.make_pass([c], prompt=words_alone(parsed, c.name))
-              for c in composition.concepts),
-        ]  # fmt: skip
-    prompt = full_prompt(composition.scene.parsed)
-    base = composition.make_pass((), background=True, prompt=prompt)
-    return [base, *(composition.make_pass([c], prompt=prompt) for c in composition.concepts)]
+    scene = composition.scene
+    parsed, whole = scene.parsed, full_prompt(scene.parsed)
+    texts = {
+        "shared": lambda name: whole,
+        "own": lambda name: pass_prompt(parsed, scene.triggered([name], False)),
+        "alone": lambda name: words_alone(parsed, name, scene.worn(name)),
+    }
+    around = whole if text == "shared" else pass_prompt(parsed, scene.triggered((), True))
+    if outside == "rest":
+        around = words_between(parsed)
+    around = composition.own_text(BACKGROUND, around)
+    return [composition.make_pass((), background=True, prompt=around)] + [
+        composition.make_pass([c], prompt=composition.own_text(c.name, texts[text](c.name)))
+        for c in composition.concepts
+    ]

@@ -11,8 +11,9 @@ from ..denoise.composition import Composition, Pass
 from ..denoise.executor import Executor
 from ..denoise.loop import StepScheduler
 from ..prompt import full_prompt, words_alone
+from ..scene import BACKGROUND
 from .base import Method
-from .masked import LayoutSettings, MaskedStage, check_alone, check_layout
+from .masked import LayoutSettings, MaskedStage, check_layout
 
 
 class RegionalSettings(LayoutSettings):
@@ -27,13 +28,13 @@ class Regional(Method):
     source = "Gu et al., Mix-of-Show, arXiv 2305.18292"
     passes = "1"
     regions = "needed, or left-to-right strips"
+    own_prompts = True
     Settings = RegionalSettings
 
     def check(self, composition: Composition) -> None:
         super().check(composition)
         assert isinstance(self.settings, RegionalSettings)
         check_layout(self.name, self.settings.layout, composition)
-        check_alone(self.name, composition)
 
     def stages(
         self, composition: Composition, executor: Executor, scheduler: StepScheduler
@@ -45,10 +46,14 @@ class Regional(Method):
 
 def region_texts(composition: Composition) -> list[Pass]:
     """The whole prompt, and every concept's words with its own negative prompt; all LoRAs act."""
-    parsed, every = composition.scene.parsed, composition.concepts
-    whole = composition.make_pass(every, background=True, prompt=full_prompt(parsed))
-    regions = [
-        composition.make_pass([c], prompt=words_alone(parsed, c.name), readers=every)
-        for c in every
-    ]  # fmt: skip
-    return [whole, *(replace(region, adapters=whole.adapters) for region in regions)]
+    scene, every = composition.scene, composition.concepts
+    parsed = scene.parsed
+    around = composition.own_text(BACKGROUND, full_prompt(parsed))
+    whole = composition.make_pass(every, background=True, prompt=around)
+    passes = [whole]
+    for concept in every:
+        text = words_alone(parsed, concept.name, scene.worn(concept.name))
+        text = composition.own_text(concept.name, text)
+        own = composition.make_pass([concept], prompt=text, readers=every)
+        passes.append(replace(own, adapters=whole.adapters))
+    return passes
