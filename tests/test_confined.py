@@ -177,15 +177,15 @@ def test_regions_decide(double, loras):
 
 
 def test_boxes_own_the_cells_whose_centre_is_in_them():
-    regions = {"a": Region(box=(0, 0, 0.5, 1)), "b": Region(box=(0.5, 0.26, 1, 0.75))}
-    masks = shared(region_masks(regions, ["a", "b"], (4, 4)))
+    regions = {"a": [Region(box=(0, 0, 0.5, 1))], "b": [Region(box=(0.5, 0.26, 1, 0.75))]}
+    masks = shared(region_masks(regions, ["a", "b"], (4, 4), (32, 32))[0])
     assert masks[0].tolist() == [[1, 1, 0, 0]] * 4
     assert masks[1].tolist() == [[0] * 4, [0, 0, 1, 1], [0, 0, 1, 1], [0] * 4]
 
 
 def test_a_small_box_owns_the_nearest_cell_and_overlaps_are_shared():
-    regions = {"a": Region(box=(0.5, 0.5, 0.51, 0.51)), "b": Region(box=(0, 0, 1, 1))}
-    masks = shared(region_masks(regions, ["a", "b"], (4, 4)))
+    regions = {"a": [Region(box=(0.5, 0.5, 0.51, 0.51))], "b": [Region(box=(0, 0, 1, 1))]}
+    masks = shared(region_masks(regions, ["a", "b"], (4, 4), (32, 32))[0])
     assert masks[0].sum() == 0.5
     assert masks.sum(0).tolist() == [[1] * 4] * 4
 
@@ -196,12 +196,12 @@ def test_mask_pictures_are_resized_by_area(tmp_path):
     image = Image.new("L", (64, 32))
     image.paste(255, (0, 0, 24, 32))
     image.save(tmp_path / "mask.png")
-    masks = region_masks({"a": Region(image=tmp_path / "mask.png")}, ["a"], (2, 4))
+    masks = region_masks({"a": [Region(image=tmp_path / "mask.png")]}, ["a"], (2, 4), (8, 4))[0]
     torch.testing.assert_close(masks, torch.tensor([[[1, 0.5, 0, 0]] * 2]), atol=0.01, rtol=0)
     Image.new("L", (8, 8)).save(tmp_path / "black.png")
     for name, message in (("black.png", "black everywhere"), ("none.png", "cannot read the mask")):
         with pytest.raises(RegionError, match=message):
-            region_masks({"a": Region(image=tmp_path / name)}, ["a"], (2, 4))
+            region_masks({"a": [Region(image=tmp_path / name)]}, ["a"], (2, 4), (8, 4))
 
 
 @pytest.mark.parametrize(("count", "width"), [(1, 5), (3, 16), (4, 4)])

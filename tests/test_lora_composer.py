@@ -151,13 +151,6 @@ def test_what_would_be_lost_is_refused(double, loras, tmp_path):
     save_file(queries, tmp_path / "queries.safetensors", metadata=header(loras["a"]))
     with pytest.raises(MethodError, match="'a' has no keys, values or output of cross-attention"):
         draw(double, {**loras, "a": tmp_path / "queries.safetensors"})
-    worn = {"a": loras["a"], "hat": loraweave.LoraRef(path=loras["b"], on="a")}
-    for method in ("lora_composer", "regional"):
-        with pytest.raises(MethodError, match="no place for the words of hat"):
-            loraweave.compose(
-                double, "a [sks cat](a) with a [ball](hat)", loras=worn, method=method,
-                settings={"layout": "strips"}, num_inference_steps=1, progress=False,
-            )  # fmt: skip
 
 
 def test_a_lora_that_stops_acts_before_the_first_step_of_every_picture(double, loras):

@@ -245,7 +245,7 @@ def test_eight_concepts_and_no_more():
         (0, 0, 1, 1.01),
         (0.5, 0, 0.5, 1),
         (0, 0.6, 1, 0.5),
-        (0, 0, 512, 256),
+        (0, 0, 512, 256.5),
         (0, 0, float("nan"), 1),
         ("0", 0, 1, 1),
         (0, 0, 1),
@@ -258,9 +258,13 @@ def test_box_outside_the_picture(box):
         Scene(prompt="[cat](x)", regions={"x": {"box": box}})  # pyright: ignore
 
 
-def test_box_in_pixels_gets_a_hint():
-    with pytest.raises(RegionError, match="pixels divided by its width and height"):
-        Region(box=(0, 0, 512, 256))
+def test_a_box_beyond_1_is_in_pixels():
+    box = Region(box=(0, 0, 512, 256))
+    assert box.in_pixels
+    assert box.fractions(1024, 512) == (0, 0, 0.5, 0.5)
+    assert not Region(box=(0, 0, 1, 1)).in_pixels
+    with pytest.raises(RegionError, match="outside the picture of 511x512 pixels"):
+        box.fractions(511, 512)
 
 
 def test_region_is_a_box_or_an_image():

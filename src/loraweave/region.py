@@ -9,7 +9,7 @@ from pydantic import Discriminator, Tag, model_validator
 from loraweave.errors import RegionError, SceneError
 from loraweave.lora_ref import Data, Number
 
-BOX = "left, top, right, bottom as fractions from 0 to 1, or as pixels"
+BOX = "left, top, right, bottom as fractions from 0 to 1, or as whole pixels"
 
 
 class Region(Data):
@@ -35,6 +35,11 @@ class Region(Data):
         x0, y0, x1, y1 = self.box
         if not (0 <= x0 < x1 and 0 <= y0 < y1):
             raise RegionError(f"the box {self.box} is outside the picture or empty; give {BOX}")
+        if self.in_pixels and not all(float(side).is_integer() for side in self.box):
+            raise RegionError(
+                f"the box {self.box} is beyond 1 and not in whole pixels, so outside the picture; "
+                f"give {BOX}"
+            )
         return self
 
     @property

@@ -4,8 +4,10 @@ Every region has its own text and LoRA in cross-attention; self-attention does n
 regions; at early steps the latent is moved so that the words of a region look into it, and before
 the first step pieces of the noise that already look like a subject are brought into its region.
 
-Defaults are the authors' code's. Where the paper differs it is an option: `leak` 6.4 (.8 of the
-weight of enhancement instead of 1.25), `decay` linear, `reinitialise` after_update.
+Three variants: `faithful`, what the authors' code does; `paper`, what the paper says where that
+differs (weight of the leak .8 of enhancement's instead of 1.25, linear decay of the step, an update
+before the re-initialisation); `improved`, the default: all of each LoRA inside its region, outside
+of the regions no word of a concept, updates that do not stop early, no re-initialisation.
 Nothing here reproduces the code's mistakes: words are found by the tokenizer, concepts are matched
 by name, boxes end where they end.
 
@@ -14,12 +16,12 @@ by name, boxes end where they end.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from ..denoise.composition import Composition
@@ -42,10 +44,25 @@ INJECTED = ("attn2.to_k", "attn2.to_v", "attn2.to_out.0")
 """What the authors' code uses of a concept's LoRA in the denoiser."""
 
 
+VARIANTS: dict[str, dict[str, Any]] = {
+    "improved": {},
+    "faithful": {
+        "outside": "prompt", "injected": "cross", "reinitialise": "plain", "patience": 5,
+    },
+    "paper": {
+        "outside": "prompt", "injected": "cross", "reinitialise": "after_update", "patience": 5,
+        "leak": 6.4, "decay": "linear",
+    },
+}  # fmt: skip
+"""What differs from the defaults: the authors' code, and the paper's text where that differs."""
+
+
 class LoRAComposerSettings(LayoutSettings, StepSettings):
-    """Settings of LoRA-Composer; the defaults are those of the authors' code.
+    """Settings of LoRA-Composer.
 
     Attributes:
+        variant: the other settings' defaults: ours, `improved`; those of the authors' code,
+            `faithful`; or those of the paper's text, `paper`.
         text: what is read inside a region: `alone`, that concept's words; `own`, the prompt with
             its trigger only; `shared`, the whole prompt. A prompt that the scene has for a region
             replaces it.
@@ -58,23 +75,32 @@ class LoRAComposerSettings(LayoutSettings, StepSettings):
         reinitialise: bring fitting noise into the regions before the first step: `no`, `plain`,
             or `after_update`, after one update of the latent.
         max_updates: at most so many steps have an update, one each.
-        patience: the first step at which an update whose loss has risen is the last one.
+        patience: the first step at which an update whose loss has risen is the last one; None for
+            all updates.
         decay: of the step size, from 1 to sqrt(.5) (`sqrt`) or to .5 (`linear`).
         soft_edges: sigma of a Gaussian over the regions' edges in cross-attention, in cells.
     """
 
+    variant: Literal["improved", "faithful", "paper"] = "improved"
     text: Text = "alone"
-    outside: Outside = "prompt"
-    injected: Literal["cross", "all"] = "cross"
+    outside: Outside = "rest"
+    injected: Literal["cross", "all"] = "all"
     isolation: bool = True
     presence: float = Field(8.0, ge=0)
     fill: float = Field(2.0, ge=0)
     leak: float = Field(10.0, ge=0)
-    reinitialise: Literal["no", "plain", "after_update"] = "plain"
+    reinitialise: Literal["no", "plain", "after_update"] = "no"
     max_updates: int = Field(26, ge=0)
-    patience: int = Field(5, ge=0)
+    patience: int | None = Field(None, ge=0)
     decay: Literal["sqrt", "linear"] = "sqrt"
     soft_edges: float = Field(0.0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_variant(cls, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            return {**VARIANTS.get(str(data.get("variant", "improved")), {}), **data}
+        return data
 
 
 class LoRAComposer(Method):
@@ -185,7 +211,8 @@ class LoRAComposerStage(Stage):
         self.trace.losses.append((i, losses))
         step = self._step(latents, gradient, i)
         moved = torch.where(self._moving.view(-1, 1, 1, 1), latents - step, latents)
-        if self._former is not None and i >= settings.patience:
+        patience = settings.patience
+        if self._former is not None and patience is not None and i >= patience:
             self._moving = self._moving & (losses <= self._former)
         self._former = losses
         return moved

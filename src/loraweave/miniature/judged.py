@@ -46,9 +46,16 @@ def wants_regions(method: str) -> bool:
 def own_settings(
     method: str, given: Mapping[str, Any] | None, placed: bool = False
 ) -> dict[str, Any]:
-    """A method's settings: who wants regions gets strips where scenes say nothing of places."""
-    strips = wants_regions(method) and not placed
-    return ({"layout": "strips"} if strips else {}) | dict(given or {})
+    """A method's settings: who wants regions gets strips where scenes say nothing of places.
+
+    Where they do, `masked` reads each concept's words inside its region only: with the whole prompt
+    everywhere the noise decides which class is where.
+    """
+    own: dict[str, Any] = {}
+    if wants_regions(method):
+        own = {"text": "alone"} if placed and method == "masked" else {}
+        own |= {} if placed else {"layout": "strips"}
+    return own | dict(given or {})
 
 
 @dataclass(frozen=True)
