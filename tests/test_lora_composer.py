@@ -16,6 +16,7 @@ from prepared import PROMPT, stage_of
 LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
 BARE = {
     "presence": 0.0, "fill": 0.0, "leak": 0.0, "isolation": False, "reinitialise": "no",
+    "outside": "prompt",
 }  # fmt: skip
 
 
@@ -33,14 +34,15 @@ def draw(pipe, loras, method="lora_composer", regions=None, steps=3, **own):
 
 
 def test_without_its_own_parts_it_is_masked(double, loras):
-    bare = draw(double, loras, injected="all", **BARE)
+    bare = draw(double, loras, **BARE)
     masked = draw(double, loras, "masked", text="alone")
     torch.testing.assert_close(bare.images, masked.images, atol=1e-9, rtol=0)
     for part, value in {
         "isolation": True, "presence": 8.0, "fill": 2.0, "leak": 10.0, "reinitialise": "plain",
         "injected": "cross", "text": "own",
+        "soft_edges": 1.0,
     }.items():  # fmt: skip
-        other = draw(double, loras, **{"injected": "all", **BARE, part: value})
+        other = draw(double, loras, **{**BARE, part: value})
         assert not torch.allclose(other.images, bare.images, atol=1e-6), part
 
 
@@ -51,11 +53,29 @@ def test_injection_is_the_loras_keys_values_and_output(double, loras, tmp_path):
     kept = {k: v for k, v in tensors.items() if "lora_te" in k or k.split(".")[0].endswith(parts)}
     assert 0 < len(kept) < len(tensors)
     save_file(kept, tmp_path / "part.safetensors", metadata=header(loras["a"]))
-    whole = draw(double, loras, **BARE).images
+    cross = {**BARE, "injected": "cross"}
+    whole = draw(double, loras, **cross).images
     part = {**loras, "a": tmp_path / "part.safetensors"}
-    torch.testing.assert_close(draw(double, part, **BARE).images, whole, atol=1e-12, rtol=0)
-    everything = draw(double, part, **BARE, injected="all").images
+    torch.testing.assert_close(draw(double, part, **cross).images, whole, atol=1e-12, rtol=0)
+    everything = draw(double, part, **BARE).images
     assert not torch.allclose(everything, whole, atol=1e-6), "b has more"
+
+
+def test_variants_are_defaults_of_the_other_settings():
+    faithful = LoRAComposer({"variant": "faithful"}).settings.model_dump()
+    ours, paper = LoRAComposer().settings.model_dump(), LoRAComposer({"variant": "paper"}).settings
+    differs = {key for key in ours if ours[key] != faithful[key]}
+    assert differs == {"variant", "outside", "injected", "reinitialise", "patience"}
+    # The authors' code: weights 8, 2 and 10, at most 26 updates, the loss looked at from step 5 on.
+    figures = ("presence", "fill", "leak", "max_updates", "patience", "decay")
+    assert [faithful[key] for key in figures] == [8, 2, 10, 26, 5, "sqrt"]
+    assert paper.leak == pytest.approx(0.8 * paper.presence)
+    assert (paper.reinitialise, paper.decay) == ("after_update", "linear")
+    some = LoRAComposer({"variant": "faithful", "patience": 3}).settings.model_dump()
+    assert some == faithful | {"patience": 3}
+    assert LoRAComposer(faithful).settings.model_dump() == faithful
+    with pytest.raises(MethodError, match="'variant'"):
+        LoRAComposer({"variant": "best"})
 
 
 def header(path):
@@ -150,7 +170,7 @@ def test_what_would_be_lost_is_refused(double, loras, tmp_path):
     queries = {k: v for k, v in load_file(loras["a"]).items() if "attn2_to_q" in k}
     save_file(queries, tmp_path / "queries.safetensors", metadata=header(loras["a"]))
     with pytest.raises(MethodError, match="'a' has no keys, values or output of cross-attention"):
-        draw(double, {**loras, "a": tmp_path / "queries.safetensors"})
+        draw(double, {**loras, "a": tmp_path / "queries.safetensors"}, injected="cross")
 
 
 def test_a_lora_that_stops_acts_before_the_first_step_of_every_picture(double, loras):

@@ -14,8 +14,10 @@ from .backbone.sd1 import StableDiffusion1
 from .backbone.tokens import joint_embeddings
 from .denoise.composition import composition
 from .denoise.executor import Executor, executing
+from .denoise.looking import attention_of_nouns
 from .denoise.loop import StepScheduler, Trace, denoise
 from .errors import MethodError, SceneError
+from .layout.auto import SHARE, boxes_of
 from .layout.regions import as_masks
 from .loading import base_identity, with_folder_loras, with_shipped_loras
 from .lora.adapter import Adapter
@@ -54,6 +56,7 @@ def compose(
     latents: Tensor | None = None,
     regions: Mapping[str, Any] | None = None,
     prompts: Mapping[str, str] | None = None,
+    auto_regions: bool = False,
     output_type: str = "pil",
     callback_on_step_end: Callable[[Any, int, Tensor, dict], dict] | None = None,
     progress: bool = True,
@@ -92,6 +95,9 @@ def compose(
             paths only.
         prompts: by a concept's name what is read inside its regions, or outside of all
             (`background`), for methods with a text for each region; see `Scene`.
+        auto_regions: for methods that take regions: concepts without a region get a box where the
+            base model's attention puts them (the first two fifths of a run without LoRAs, for each
+            picture). The pictures' records have these boxes; see `info["regions"]`.
         output_type: "pil", "np", "pt" or "latent".
         callback_on_step_end: `callback(pipe, i, t, {"latents": z}) -> {"latents": z}`; setting
             `pipe._interrupt` stops after the step; the picture is decoded as it is then, and
@@ -159,6 +165,7 @@ def compose(
     if lora_dir is not None:
         scene = with_folder_loras(scene, lora_dir, loaded)
     images, masks, maps, losses, flags, caveats = [], [], [], [], [], []
+    boxes: list[dict[str, Any]] = []
     started = time.monotonic()
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))  # methods take gradients
@@ -178,7 +185,10 @@ def compose(
         composed = stack.enter_context(composition(scene, backbone, every, masks_at_hand))
         executor = stack.enter_context(executing(composed, pass_batch))
         method.check(composed)
-        for part in _batches(sources, batch_size):
+        given = dict(composed.regions)
+        lacking = [c.name for c in composed.concepts if c.name not in given]
+        _check_auto(auto_regions, method, lacking)
+        for part in _batches(sources, 1 if auto_regions else batch_size):
             caveats += [
                 _caveat(pipe, scene, own_generator, own_latents, callback_on_step_end,
                         masks_at_hand, len(part) > 1)
@@ -189,6 +199,10 @@ def compose(
                 else own_latents.detach().to(backbone.device, backbone.dtype, copy=True)
                 for own_generator, own_latents in part
             ])  # fmt: skip
+            if auto_regions:
+                found = _laid_out(executor, noise, [g for g, _ in part])
+                composed.regions = given | {name: [found[name]] for name in lacking}
+                boxes.append({name: found[name].model_dump(mode="json") for name in lacking})
             z, trace = _draw(executor, method, scene, noise, [g for g, _ in part],
                              callback_on_step_end, progress)  # fmt: skip
             drawn, flagged = backbone.decode_checked(z, output_type)
@@ -218,6 +232,7 @@ def compose(
         "concepts": [concept.name for concept in scene.concepts],
         "seeds": [_seed(scene, g) for g, _ in sources[: len(masks)]],
         "caveats": caveats,
+        "regions": boxes,
         "nsfw": flags,
         "notes": notes,
         "seconds": time.monotonic() - started,
@@ -267,6 +282,37 @@ def _draw(
         description=method.name,
     )  # fmt: skip
     return z, stages[-1].trace
+
+
+def _check_auto(wanted: bool, method: Method, lacking: Sequence[str]) -> None:
+    if not wanted:
+        return
+    if method.regions == "no":
+        raise MethodError(f"{method.name} takes no regions; leave auto_regions out")
+    if getattr(method.settings, "layout", "regions") != "regions":
+        raise MethodError(f"{method.name} with layout 'strips' cuts the picture itself; leave out "
+                          "auto_regions or the setting")  # fmt: skip
+    if not lacking:
+        raise SceneError("every concept has a region already; leave out auto_regions")
+
+
+def _laid_out(
+    executor: Executor, noise: Tensor, generators: list[torch.Generator | None]
+) -> dict[str, Region]:
+    """By concept a box where the base model's attention puts it, for one picture."""
+    composition = executor.composition
+    states = [None if g is None else g.get_state() for g in generators]
+    scheduler = StepScheduler(
+        executor.backbone.pipe.scheduler, composition.scene.num_inference_steps,
+        executor.backbone.device, _for_scheduler(generators),
+    )  # fmt: skip
+    maps = attention_of_nouns(executor, scheduler, scheduler.initial(noise), SHARE)
+    for generator, state in zip(generators, states):  # the run itself draws as if not looked at
+        if generator is not None and state is not None:
+            generator.set_state(state)
+    nouns = [concept.noun for concept in composition.concepts]
+    boxes = boxes_of(maps[0].cpu(), nouns)
+    return {c.name: Region(box=box) for c, box in zip(composition.concepts, boxes)}
 
 
 def _batches(sources: list, size: int) -> list[list]:

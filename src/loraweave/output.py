@@ -30,7 +30,8 @@ class ComposeOutput:
         maps: per picture (steps, N, h, w): each concept's attention, its words' maps divided by
             their maxima and averaged, values in [0, 1].
         info: scene, method, settings, base, LoRAs with their hashes, versions, seconds, denoiser
-            calls and rows; per picture seeds, losses, "nsfw" (whether the base's safety checker
+            calls and rows; per picture seeds, losses, "regions" (boxes that were laid out, by
+            concept; empty without `auto_regions`), "nsfw" (whether the base's safety checker
             made it black, None without one) and "caveats" (why the record is not enough to make
             it again, None if it is); "notes", sentences about what was found in the LoRAs' files.
     """
@@ -57,6 +58,8 @@ def picture_record(info: Mapping[str, Any], index: int) -> dict[str, Any]:
     keys = ("scene", "method", "settings", "base", "dtype", "device", "loras", "versions")
     record = {key: info[key] for key in keys}
     record["scene"] = {**info["scene"], "seed": info["seeds"][index]}
+    if boxes := info.get("regions"):
+        record["scene"]["regions"] = {**record["scene"]["regions"], **boxes[index]}
     record["caveat"] = info["caveats"][index]
     return record
 

@@ -32,6 +32,8 @@ def generate(
     negative: options.Negative = None,
     negative_for: options.NegativeFor = None,
     region: options.Regions = None,
+    auto_regions: options.AutoRegions = False,
+    region_prompt: options.RegionPrompts = None,
     steps: options.Steps = None,
     guidance: options.Guidance = None,
     width: options.Width = None,
@@ -60,7 +62,8 @@ def generate(
     _check_paths([*pictures, *figures])
     job = make_job(
         prompt, scene, picture, base, options.read_loras(lora), lora_dir=lora_dir,
-        fields=options.read_scene_fields(scene_set, negative_for, region), own_prompt=own_prompt,
+        fields=options.read_scene_fields(scene_set, negative_for, region, region_prompt),
+        own_prompt=own_prompt,
         negative_prompt=negative,
         num_inference_steps=steps, guidance_scale=guidance, width=width, height=height, seed=seed,
     )  # fmt: skip
@@ -68,7 +71,7 @@ def generate(
     drawer = _Drawer(
         job, {name: {**job.settings(name), **options.read_settings(settings)}},
         dtype or job.dtype, device or job.device, as_json, quiet, allow_pickle, allow_partial,
-        pass_batch,
+        pass_batch, auto_regions,
     )  # fmt: skip
     for n, path in enumerate(pictures):
         output = drawer.draw(name, job.scene.seed + n)
@@ -102,6 +105,8 @@ def compare(
     negative: options.Negative = None,
     negative_for: options.NegativeFor = None,
     region: options.Regions = None,
+    auto_regions: options.AutoRegions = False,
+    region_prompt: options.RegionPrompts = None,
     steps: options.Steps = None,
     guidance: options.Guidance = None,
     width: options.Width = None,
@@ -120,7 +125,8 @@ def compare(
     numbers, names = options.read_seeds(seeds), options.read_methods(methods)
     job = make_job(
         prompt, scene, picture, base, options.read_loras(lora), lora_dir=lora_dir,
-        fields=options.read_scene_fields(scene_set, negative_for, region), own_prompt=own_prompt,
+        fields=options.read_scene_fields(scene_set, negative_for, region, region_prompt),
+        own_prompt=own_prompt,
         negative_prompt=negative,
         num_inference_steps=steps, guidance_scale=guidance, width=width, height=height,
     )  # fmt: skip
@@ -128,7 +134,7 @@ def compare(
     every = {name: {**job.settings(name), **given[name]} for name in names}
     drawer = _Drawer(
         job, every, dtype or job.dtype, device or job.device, as_json, quiet, allow_pickle,
-        allow_partial, pass_batch,
+        allow_partial, pass_batch, auto_regions,
     )  # fmt: skip
     rows, marks = [], []
     for name in names:
@@ -157,7 +163,7 @@ class _Drawer:
     def __init__(
         self, job: Job, settings: dict[str, dict[str, Any]], dtype: options.DType,
         device: str | None, as_json: bool, quiet: bool, allow_pickle: bool, allow_partial: bool,
-        pass_batch: int | None,
+        pass_batch: int | None, auto_regions: bool,
     ):  # fmt: skip
         from ..methods import get_method
 
@@ -169,6 +175,12 @@ class _Drawer:
         }
         # Before the model is loaded: a wrong setting is found at once.
         self.methods = {name: get_method(name, own) for name, own in settings.items()}
+        with_places = [name for name, one in self.methods.items() if one.regions != "no"]
+        if auto_regions and not with_places:
+            raise SceneError(
+                f"{', '.join(settings)}: no regions are taken; leave --auto-regions out"
+            )
+        self.auto = with_places if auto_regions else []
         self.pipe = load_model(job.base, dtype, device)
         self.judge = judge_for(job)
         self.done: list[dict[str, Any]] = []
@@ -181,7 +193,7 @@ class _Drawer:
             typer.echo(f"{method}, seed {seed} ...", err=True)
         output = compose(
             self.pipe, self.job.scene.replace(seed=seed), method=self.methods[method],
-            progress=not self.quiet, **self.how,
+            progress=not self.quiet, auto_regions=method in self.auto, **self.how,
         )  # fmt: skip
         for name, lora in output.info["loras"].items():
             if lora.get("dropped") and not self.done:

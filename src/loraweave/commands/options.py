@@ -84,8 +84,23 @@ NegativeFor = Annotated[
 Regions = Annotated[
     list[str] | None,
     typer.Option(
-        "--region", metavar="NAME=LEFT,TOP,RIGHT,BOTTOM",
-        help="Where a concept is, in fractions of the picture, or NAME=MASK.png; repeatable.",
+        "--region", metavar="[NAME=]LEFT,TOP,RIGHT,BOTTOM",
+        help="Where a concept is, in fractions of the picture or pixels, or NAME=MASK.png; "
+        "repeatable. Without names in the order of the prompt.",
+    ),
+]  # fmt: skip
+AutoRegions = Annotated[
+    bool,
+    typer.Option(
+        "--auto-regions", help="Lay out boxes from the attention of the base model's first steps."
+    ),
+]
+RegionPrompts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--region-prompt", metavar="NAME=PROMPT",
+        help=r"What is read inside a concept's region: 'cat=a \[sks cat](cat) with a hat', or "
+        "background=...; repeatable.",
     ),
 ]  # fmt: skip
 PassBatch = Annotated[
@@ -170,9 +185,10 @@ def read_settings(texts: Sequence[str] | None) -> dict[str, Any]:
 
 def read_scene_fields(
     texts: Sequence[str] | None, negatives: Sequence[str] | None,
-    regions: Sequence[str] | None = None,
+    regions: Sequence[str] | None = None, prompts: Sequence[str] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Changes of a scene by dotted keys, from `--scene-set`, `--negative-for` and `--region`.
+    """Changes of a scene by dotted keys, from `--scene-set`, `--negative-for`, `--region` and
+    `--region-prompt`.
 
     Raises:
         SceneError: not of the form key=value, not YAML, or a key given twice.
@@ -183,14 +199,35 @@ def read_scene_fields(
         if (key := f"negative_prompts.{name}") in fields:
             raise SceneError(f"--negative-for and --scene-set both give {key!r}; leave one out")
         fields[key] = words.partition("=")[2].strip()
-    for name, text in _pairs(regions, "--region", SceneError).items():
-        if (key := f"regions.{name}") in fields:
+    for name, words in _pairs(prompts, "--region-prompt", SceneError).items():
+        if (key := f"prompts.{name}") in fields:
+            raise SceneError(f"--region-prompt and --scene-set both give {key!r}; leave one out")
+        fields[key] = words.partition("=")[2].strip()
+    named: dict[str, list[dict[str, Any]]] = {}
+    unnamed = []
+    for text in regions or ():
+        name, equals, place = (part.strip() for part in text.rpartition("="))
+        named.setdefault(name, []).append(_region(place)) if equals else unnamed.append(
+            _region(place)
+        )
+    if unnamed and named:
+        raise SceneError(
+            f"--region {regions[0] if regions else ''!r}: some regions have a name and some have "
+            "none; give all of them one, NAME=LEFT,TOP,RIGHT,BOTTOM"
+        )
+    given = {"regions": unnamed} if unnamed else {f"regions.{n}": own for n, own in named.items()}
+    for key, value in given.items():
+        if key in fields:
             raise SceneError(f"--region and --scene-set both give {key!r}; leave one out")
-        place = text.partition("=")[2].strip()
-        sides = [side.strip() for side in place.split(",")]
-        box = len(sides) == 4 and all(map(_NUMBER.fullmatch, sides))
-        fields[key] = {"box": [float(side) for side in sides]} if box else {"image": place}
+        fields[key] = value
     return fields
+
+
+def _region(place: str) -> dict[str, Any]:
+    """A box if it is four numbers, else the name of a mask picture."""
+    sides = [side.strip() for side in place.split(",")]
+    box = len(sides) == 4 and all(map(_NUMBER.fullmatch, sides))
+    return {"box": [float(side) for side in sides]} if box else {"image": place}
 
 
 def _pairs(texts: Sequence[str] | None, option: str, error: type[LoraWeaveError]) -> dict[str, str]:

@@ -95,17 +95,20 @@ KNOWN: dict[str, ConceptSpec] = CONCEPTS | HELD_OUT
 
 
 def draw_subjects(
-    subjects: Sequence[Subject], background: str, seed: int, size: int = 128
+    subjects: Sequence[Subject], background: str, seed: int, size: int = 128,
+    width: int | None = None,
+) -> Rendering:  # fmt: skip
+    """A scene with these individuals, left to right, placed by `seed`; square without a width."""
+    rng, width = random.Random(f"concepts {seed}"), width or size
+    placed = place_subjects(rng, subjects, mirrored=0.0, aspect=width / size)
+    return render(Drawing(placed, background, rng.randrange(2**31)), width, size)
+
+
+def draw_concepts(
+    names: Sequence[str], background: str, seed: int, size: int = 128, width: int | None = None
 ) -> Rendering:
-    """A scene with these individuals, left to right, placed by `seed`."""
-    rng = random.Random(f"concepts {seed}")
-    placed = place_subjects(rng, subjects, mirrored=0.0)
-    return render(Drawing(placed, background, rng.randrange(2**31)), size)
-
-
-def draw_concepts(names: Sequence[str], background: str, seed: int, size: int = 128) -> Rendering:
-    """A scene with these concepts, left to right, placed by `seed`."""
-    return draw_subjects([KNOWN[name].subject for name in names], background, seed, size)
+    """A scene with these concepts, left to right, placed by `seed`; square without a width."""
+    return draw_subjects([KNOWN[name].subject for name in names], background, seed, size, width)
 
 
 def training_drawings(name: str, count: int, size: int = 128, seed: int = 0) -> list[Rendering]:

@@ -169,7 +169,7 @@ class SceneDrawer:
         return compose(
             self.pipe, prompt, loras={n: lora_file(n) for n in used}, method=method,
             settings=settings, num_inference_steps=steps, progress=False, regions=regions,
-            generator=torch.Generator().manual_seed(scene.seed),
+            generator=torch.Generator().manual_seed(scene.seed), width=scene.width,
         )  # fmt: skip
 
 

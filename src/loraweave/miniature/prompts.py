@@ -49,9 +49,18 @@ class ConceptScene:
         """The prompt with its markup."""
         return self.prompt_of(self.names)
 
+    @property
+    def width(self) -> int:
+        """Of the picture, 128 pixels high; a placed scene is wide enough for its concepts.
+
+        Subjects of a square picture with three or more are smaller than what the model draws well;
+        LoRA-Composer's own pictures are up to twice as wide as high, too.
+        """
+        return max(128, 64 * len(self.names)) if self.placed else 128
+
     def drawing(self) -> Rendering:
         """What the scene looks like when it is drawn."""
-        return draw_concepts(self.names, self.background, self.seed)
+        return draw_concepts(self.names, self.background, self.seed, width=self.width)
 
     def boxes(self) -> dict[str, Box]:
         """Of each concept's subject in the drawing, as tight as it gets: left, top, right, bottom

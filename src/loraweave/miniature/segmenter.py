@@ -60,14 +60,21 @@ class Segmenter(nn.Module):
         return self.head(x)
 
     @torch.no_grad()
-    def classes(self, images: Sequence[Image.Image]) -> Int[np.ndarray, "B s s"]:
-        """Class at each place, s = SIDE / 2; 0 is background."""
+    def classes(self, images: Sequence[Image.Image]) -> Int[np.ndarray, "B h w"]:
+        """Class at each place; 0 is background. The shorter side has SIDE / 2 places."""
         return self(looked_at(images)).argmax(1).numpy()
 
 
-def looked_at(images: Sequence[Image.Image]) -> Float[Tensor, "B 3 SIDE SIDE"]:
-    """Pictures of any size as networks of this size see them, in [-1, 1]."""
-    resized = [i.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC) for i in images]
+def looked_at(images: Sequence[Image.Image]) -> Float[Tensor, "B 3 h w"]:
+    """Pictures of one size as networks of this size see them, in [-1, 1].
+
+    The shorter side becomes SIDE; the longer one keeps the ratio, but for a rounding to what the
+    network halves four times.
+    """
+    width, height = images[0].size
+    scale = SIDE / min(width, height)
+    size = round(width * scale / 16) * 16, round(height * scale / 16) * 16
+    resized = [i.convert("RGB").resize(size, Image.Resampling.BICUBIC) for i in images]
     return pixels_of(resized)
 
 

@@ -12,6 +12,7 @@ thresholds).
 """
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -88,7 +89,7 @@ class Judge:
         self.own, self.centres = own, centres
 
     def classes(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """Class at each place, (B, SIDE/2, SIDE/2); 0 is background, k is `kinds[k - 1]`."""
+        """Class at each place, (B, h, w); 0 is background, k is `kinds[k - 1]`."""
         return self.segmenter.classes(images)
 
     def instances(
@@ -108,11 +109,17 @@ class Judge:
 
     def found(
         self, image: Image.Image, subjects: int, wanted: Mapping[str, int] | None = None
-    ) -> list[tuple[str, Bool[np.ndarray, "SIDE/2 SIDE/2"]]]:
-        """Class and mask of each instance, class by class; see `instances`."""
+    ) -> list[tuple[str, Bool[np.ndarray, "h w"]]]:
+        """Class and mask of each instance, class by class; see `instances`.
+
+        In a picture that is not square, areas are those of a square of its shorter side with as
+        many subjects as there are to it.
+        """
         wanted = wanted or {}
         classes = self.classes([image])[0]
-        least = self.least_area[min(max(subjects, 1), max(self.least_area))] * classes.size
+        short, long = sorted(classes.shape)
+        crowd = math.ceil(max(subjects, 1) * short / long)
+        least = self.least_area[min(crowd, max(self.least_area))] * short**2
         found = []
         for k, kind in enumerate(self.kinds, start=1):
             masks = parted(joined_components(classes == k, least), wanted.get(kind, 0), least)

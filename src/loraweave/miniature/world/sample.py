@@ -1,6 +1,7 @@
 """Random drawings: which subjects, how they look and where they stand."""
 
 import colorsys
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -125,6 +126,7 @@ def place_subjects(
     above: float = 0.0,
     mirrored: float = 0.5,
     overlap: float = 0.0,
+    aspect: float = 1.0,
 ) -> tuple[Subject, ...]:
     """Give each subject a place, left to right, and a size that fits their number.
 
@@ -132,6 +134,8 @@ def place_subjects(
         rng: decides everything.
         subjects: 1 to 5, from left to right; later ones stand in front.
         above, mirrored, overlap: probabilities, see `WorldSettings`.
+        aspect: width of the picture over its height, at least 1; subjects are as large as in a
+            square picture with as many to a square.
 
     Raises:
         ValueError: no subject, or more than 5.
@@ -141,14 +145,15 @@ def place_subjects(
         raise ValueError(f"a scene has 1 to {max(SIZES)} subjects, not {n}")
     if n == 2 and rng.random() < above:
         return _stack(rng, subjects, mirrored)
-    base, placed = rng.uniform(*SIZES[n]), []
+    base, placed = rng.uniform(*SIZES[math.ceil(n / aspect)]), []
     if n > 1 and overlap and rng.random() < overlap:
         base *= CROWDED
     for i, subject in enumerate(subjects):
         size = base * rng.uniform(0.93, 1.07)
-        slack = max(0.0, 1 / n - size)
+        wide = size / aspect
+        slack = max(0.0, 1 / n - wide)
         x = (i + 0.5) / n + rng.uniform(-0.45, 0.45) * slack
-        x = min(1 - size / 2, max(size / 2, x))
+        x = min(1 - wide / 2, max(wide / 2, x))
         y = rng.uniform(0.80, 0.95)
         placed.append(subject.placed(x, y, size, rng.random() < mirrored))
     return tuple(placed)
