@@ -89,12 +89,16 @@ def test_what_a_program_may_give(tmp_path):
         as_masks("a", [3])
 
 
-def test_regions_without_names_are_in_the_order_of_the_prompt():
+def test_regions_without_names_are_in_the_order_of_the_prompt(double, loras):
     scene = Scene(prompt=PROMPT, regions=[{"box": LEFT}, [{"box": RIGHT}, {"box": LEFT}]])
     assert scene.regions == {"a": Region(box=LEFT), "b": (Region(box=RIGHT), Region(box=LEFT))}
     assert scene_from_dict(json.loads(scene.to_json())) == scene
     with pytest.raises(RegionError, match=r"3 regions without names for 2 concepts \(a, b\); say"):
         Scene(prompt=PROMPT, regions=[{"box": LEFT}] * 3)
+    assert torch.equal(
+        draw(double, loras, regions=[LEFT, torch.ones(2, 2)]).images,
+        draw(double, loras, regions={"a": LEFT, "b": torch.ones(2, 2)}).images,
+    )
     worn = Scene(
         prompt="a [cat](a) with a [hat](h)", regions=[{"box": LEFT}], loras={"h": LoraRef(on="a")}
     )

@@ -18,6 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 import loraweave
 from loraweave.backbone.sd1 import StableDiffusion1
 from loraweave.backbone.sites import cross_attention_sites
+from loraweave.evaluate.memory import peak_memory
 from tiny import random_lora, tiny_tokenizer
 
 WIDTHS = (320, 640, 1280, 1280)
@@ -122,3 +123,51 @@ def test_clora_on_stable_diffusion_15(tmp_path, capsys):
     assert out.info["rows"] == 3 + 2 * 6
     assert not any(m._forward_hooks for m in pipe.unet.modules())
     assert out.save(tmp_path / "picture.png").is_file()
+
+
+@pytest.mark.slow
+def test_memory_of_lora_composer_at_1024_by_768(tmp_path, capsys):
+    """Three concepts, an update and a step in bfloat16: far below the 60 GB that the authors need.
+
+    The growth of the process counts everything: weights, LoRAs, activations, decoding.
+    """
+    folder = tmp_path / "sd15"
+    save_random_sd15(folder)
+    with peak_memory() as everything:
+        pipe = loraweave.load(folder, device="cpu", dtype=torch.bfloat16)
+        loras = {
+            name: random_lora(
+                pipe, tmp_path / f"{name}.safetensors", rank=8, alpha=8, seed=n, text_encoder=True
+            )
+            for n, name in enumerate("abc")
+        }
+        models = (pipe.unet, pipe.text_encoder, pipe.vae)
+        weights = sum(p.numel() * p.element_size() for m in models for p in m.parameters())
+        shutil.rmtree(folder)
+        parts = {}
+        for name, own in {
+            "a step without an update": {"max_updates": 0},
+            "a step with an update": {"max_updates": 1},
+        }.items():
+            started = time.monotonic()
+            with peak_memory() as memory:
+                out = loraweave.compose(
+                    pipe, "a [sks cat](a), a [zwx dog](b) and a [qvk bird](c) in the meadow",
+                    loras=loras, method="lora_composer", settings=own, num_inference_steps=1,
+                    regions=[(0, 96, 320, 768), (352, 96, 672, 768), (704, 96, 1024, 768)],
+                    width=1024, height=768, output_type="latent", progress=False,
+                )  # fmt: skip
+            parts[name] = (memory.mib, time.monotonic() - started)
+            assert out.images.isfinite().all()
+            assert len(out.info["losses"][0]) == own["max_updates"]
+        with peak_memory() as decoding, torch.no_grad():
+            pipe.vae.decode(out.images.to(torch.bfloat16))
+    assert everything.mib is not None, "this system does not tell a process's memory"
+    with capsys.disabled():
+        print(
+            f"\nSD 1.5 in bfloat16, 1024x768, 3 concepts: {everything.mib / 1024:.1f} GiB at most"
+        )
+        print(f"  weights {weights / 2**30:.1f} GiB; decoding {(decoding.mib or 0) / 1024:.1f} GiB")
+        for name, (mib, seconds) in parts.items():
+            print(f"  {name} {(mib or 0) / 1024:.1f} GiB, {seconds:.0f} s")
+    assert everything.mib < 12 * 1024

@@ -26,7 +26,7 @@ from .lora.pipeline import gather_adapters
 from .lora.trigger import fill_triggers
 from .methods import Method, MethodSettings, get_method
 from .output import ComposeOutput, versions
-from .region import Region
+from .region import Region, in_order
 from .scene import LoraRef, Scene
 
 LoraSource = str | Path | LoraRef
@@ -54,7 +54,7 @@ def compose(
     pass_batch: int | None = None,
     generator: Generator = None,
     latents: Tensor | None = None,
-    regions: Mapping[str, Any] | None = None,
+    regions: Mapping[str, Any] | Sequence[Any] | None = None,
     prompts: Mapping[str, str] | None = None,
     auto_regions: bool = False,
     output_type: str = "pil",
@@ -91,8 +91,9 @@ def compose(
             normal, the scheduler's own scale is applied here as in diffusers.
         regions: by a concept's name where it may be, for methods that take regions: a `Region`, a
             box (left, top, right, bottom) of fractions or pixels, a mask picture (path or PIL), an
-            array or tensor (h, w) in [0, 1], or a list of these. A picture's record has boxes and
-            paths only.
+            array or tensor (h, w) in [0, 1], or a list of these. Instead of names, a list with one
+            for each concept in the order of the prompt. A picture's record has boxes and paths
+            only.
         prompts: by a concept's name what is read inside its regions, or outside of all
             (`background`), for methods with a text for each region; see `Scene`.
         auto_regions: for methods that take regions: concepts without a region get a box where the
@@ -110,9 +111,9 @@ def compose(
     Raises:
         SceneError, LoraError, MethodError: see `loraweave.errors`; nothing is drawn then.
     """
-    plain, masks_at_hand = _sorted_out(regions or {})
     if isinstance(prompt, Scene):
         scene = prompt
+        plain, masks_at_hand = _sorted_out(regions, scene)
         given = {
             "loras": loras, "regions": plain, "negative_prompt": negative_prompt,
             "negative_prompts": negative_prompts, "prompts": prompts,
@@ -129,8 +130,10 @@ def compose(
             prompt=prompt, negative_prompt=negative_prompt,
             negative_prompts=dict(negative_prompts or {}), width=width, height=height,
             num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
-            loras=dict(loras or {}), regions=plain, prompts=dict(prompts or {}),  # type: ignore[arg-type]
+            loras=dict(loras or {}), prompts=dict(prompts or {}),  # type: ignore[arg-type]
         )  # fmt: skip
+        plain, masks_at_hand = _sorted_out(regions, scene)
+        scene = scene.replace(regions=plain) if plain else scene
     if isinstance(method, Method):
         if settings is not None:
             raise MethodError(f"this {method.name} has its settings already; give one of the two")
@@ -245,12 +248,15 @@ def compose(
 
 
 def _sorted_out(
-    regions: Mapping[str, Any],
+    regions: Mapping[str, Any] | Sequence[Any] | None, scene: Scene
 ) -> tuple[dict[str, tuple[Region, ...]], dict[str, list[Tensor]]]:
     """The regions that a scene can hold, and the masks that are at hand."""
     plain: dict[str, tuple[Region, ...]] = {}
     masks: dict[str, list[Tensor]] = {}
-    for name, given in regions.items():
+    named = regions or {}
+    if not isinstance(named, Mapping):
+        named = in_order(named, [concept.name for concept in scene.concepts])
+    for name, given in named.items():
         found = as_masks(name, given)
         if own := tuple(region for region in found if isinstance(region, Region)):
             plain[name] = own

@@ -34,19 +34,29 @@ def peak_memory(device: torch.device | str = "cpu") -> Iterator[Memory]:
         yield memory
         memory.mib = round((torch.cuda.max_memory_allocated(device) - allocated) / 2**20, 1)
         return
-    before = _reset()
-    yield memory
-    if before is not None:
-        memory.mib = round(_resident("VmHWM") - before, 1)
-
-
-def _reset() -> float | None:
-    """Begin a new peak; what is resident now, or None if the system does not tell."""
     try:
-        _RESET.write_text("5")
-        return _resident("VmRSS")
-    except (OSError, KeyError):
-        return None
+        before = _resident("VmRSS")
+        _new_peak()
+    except (OSError, KeyError):  # another system, or one where this is not allowed
+        yield memory
+        return
+    _open.append(0.0)
+    try:
+        yield memory
+    finally:
+        _new_peak()
+        memory.mib = round(_open.pop() - before, 1)
+
+
+_open: list[float] = []
+"""The largest resident sets so far of the contexts that are open; one may be in another."""
+
+
+def _new_peak() -> None:
+    """Note the process's peak down where it counts, and begin a new one."""
+    highest = _resident("VmHWM")
+    _open[:] = [max(own, highest) for own in _open]
+    _RESET.write_text("5")
 
 
 def _resident(which: str) -> float:
