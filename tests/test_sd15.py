@@ -165,7 +165,7 @@ def test_memory_of_lora_composer_at_1024_by_768(tmp_path, capsys):
     assert everything.mib is not None, "this system does not tell a process's memory"
     with capsys.disabled():
         print(
-            f"\nSD 1.5 in bfloat16, 1024x768, 3 concepts: {everything.mib / 1024:.1f} GiB at most"
+            f"\nSD 1.5 in bfloat16, 1024x768, 3 concepts: {everything.mib / 1024:.1f} GiB"
         )
         print(f"  weights {weights / 2**30:.1f} GiB; decoding {(decoding.mib or 0) / 1024:.1f} GiB")
         for name, (mib, seconds) in parts.items():
