@@ -86,10 +86,10 @@ def header(path):
 def test_the_gradient_is_that_of_the_loss(double, loras):
     with stage_of(double, loras, LoRAComposer({"layout": "strips"})) as stage:
         z, t = noise(), stage.scheduler.timesteps[0]
-        losses, gradient = stage._gradient(z, t)
+        losses, gradient = stage.gradient(z, t, 0)
         along = torch.randn(z.shape, generator=torch.Generator().manual_seed(5)).double()
         step = 1e-5
-        ahead, behind = (stage._gradient(z + sign * step * along, t)[0] for sign in (1, -1))
+        ahead, behind = (stage.gradient(z + sign * step * along, t, 0)[0] for sign in (1, -1))
     slope = (ahead - behind) / (2 * step)
     assert losses.item() > 0
     assert (gradient * along).sum().item() == pytest.approx(slope.item(), rel=1e-3)

@@ -164,9 +164,7 @@ def test_memory_of_lora_composer_at_1024_by_768(tmp_path, capsys):
             pipe.vae.decode(out.images.to(torch.bfloat16))
     assert everything.mib is not None, "this system does not tell a process's memory"
     with capsys.disabled():
-        print(
-            f"\nSD 1.5 in bfloat16, 1024x768, 3 concepts: {everything.mib / 1024:.1f} GiB"
-        )
+        print(f"\nSD 1.5 in bfloat16, 1024x768, 3 concepts: {everything.mib / 1024:.1f} GiB")
         print(f"  weights {weights / 2**30:.1f} GiB; decoding {(decoding.mib or 0) / 1024:.1f} GiB")
         for name, (mib, seconds) in parts.items():
             print(f"  {name} {(mib or 0) / 1024:.1f} GiB, {seconds:.0f} s")

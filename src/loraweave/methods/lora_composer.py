@@ -11,7 +11,7 @@ of the regions no word of a concept, updates that do not stop early, no re-initi
 Nothing here reproduces the code's mistakes: words are found by the tokenizer, concepts are matched
 by name, boxes end where they end.
 
-`B` pictures, `M` regions, `K` = M + 1 owners, `L` = h*w places of the level that methods read.
+`B` pictures, `M` regions, `L` = h*w places of the level that methods read, `W` words of a region.
 """
 
 from collections.abc import Mapping
@@ -25,20 +25,18 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ..denoise.composition import Composition
-from ..denoise.confined import Confined
 from ..denoise.executor import Executor
-from ..denoise.isolated import Isolation, level_regions
-from ..denoise.loop import Stage, StepScheduler, guided
+from ..denoise.isolated import level_regions
+from ..denoise.loop import StepScheduler
 from ..errors import MethodError
-from ..layout.masks import softened, with_base
-from ..layout.regions import joined, shared
 from ..lora.adapter import Adapter
 from ..scene import Scene
 from .base import Method
 from .composer_losses import concept_presence, fill, leak
 from .guided_merge import smoothed_3x3
-from .masked import LayoutSettings, Outside, Text, check_layout, laid_out, owners
-from .stepping import Stepper, StepSettings, falling
+from .guided_regions import GuidedRegionsStage
+from .masked import LayoutSettings, Outside, Text, check_layout, owners
+from .stepping import StepSettings, falling
 
 INJECTED = ("attn2.to_k", "attn2.to_v", "attn2.to_out.0")
 """What the authors' code uses of a concept's LoRA in the denoiser."""
@@ -147,34 +145,21 @@ def injected(adapter: Adapter) -> Adapter:
     return replace(adapter, unet=unet)
 
 
-class LoRAComposerStage(Stage):
+class LoRAComposerStage(GuidedRegionsStage):
     """One run, one confined call a step, one more for each update."""
 
     def __init__(
         self, composition: Composition, executor: Executor, scheduler: StepScheduler,
         settings: LoRAComposerSettings,
     ):  # fmt: skip
-        super().__init__(scheduler)
-        self.executor, self.settings = executor, settings
-        self.guidance = composition.scene.guidance_scale
-        base, *own = owners(composition, settings.text, settings.outside)
-        self.regions, self.whose = laid_out(composition, settings.layout)  # (M, H, W)
-        self.passes = [base, *(own[n] for n in self.whose)]
-        self.confined = Confined(executor, self.passes)
-        self.names = [composition.concepts[n].name for n in self.whose]
-        masks = shared(self.regions)[None]
-        if settings.soft_edges:
-            masks = softened(masks, settings.soft_edges)
-        self.masks = with_base(masks)  # (1, K, H, W)
-        self.isolation = Isolation(
-            executor.backbone.unet, self.regions if settings.isolation else self.regions[:0],
-            executor.backbone.sites,
+        super().__init__(
+            composition, executor, scheduler,
+            owners(composition, settings.text, settings.outside), settings, settings.layout,
+            isolated=settings.isolation, soft_edges=settings.soft_edges,
         )  # fmt: skip
-        self.stepper = Stepper(settings, composition.backbone)
+        self.settings = settings
         self._former: Tensor | None = None
         self._moving: Tensor | None = None
-
-    # -- re-initialisation ---------------------------------------------------------------------
 
     def start(self, latents: Tensor) -> Float[Tensor, "B C H W"]:
         settings = self.settings
@@ -182,22 +167,13 @@ class LoRAComposerStage(Stage):
             return latents
         t = self.scheduler.timesteps[0]
         if settings.reinitialise == "after_update":
-            _, gradient = self._gradient(latents, t)
-            latents = latents - self._step(latents, gradient, 0)
-        with self.isolation.acting():
-            maps = self.confined.evaluate(
-                self.masks, self.scheduler.scale(latents, t), t, halves="conditional",
-                maps_only=True,
-            ).maps  # fmt: skip
-        assert maps is not None
-        size = self.executor.backbone.map_size(latents)
-        regions = level_regions(self.regions, size)
+            latents = latents - self._step(latents, self.gradient(latents, t, 0)[1], 0)
+        backbone = self.executor.backbone
+        regions = level_regions(self.regions, backbone.map_size(latents))
         return torch.stack([
-            reinitialised(z, self._word_maps(own, size), regions, self.executor.backbone.factor)
-            for z, own in zip(latents, maps[:, :, 0])
+            reinitialised(z, own, regions, backbone.factor)
+            for z, own in zip(latents, self.looked_at(latents, t))
         ])  # fmt: skip
-
-    # -- guidance ------------------------------------------------------------------------------
 
     def refine(self, latents: Tensor, i: int, t: Tensor) -> Float[Tensor, "B C H W"]:
         settings = self.settings
@@ -207,7 +183,7 @@ class LoRAComposerStage(Stage):
             self._moving = torch.ones(len(latents), dtype=torch.bool, device=latents.device)
         if not self._moving.any():
             return latents
-        losses, gradient = self._gradient(latents, t)
+        losses, gradient = self.gradient(latents, t, i)
         self.trace.losses.append((i, losses))
         step = self._step(latents, gradient, i)
         moved = torch.where(self._moving.view(-1, 1, 1, 1), latents - step, latents)
@@ -217,30 +193,9 @@ class LoRAComposerStage(Stage):
         self._former = losses
         return moved
 
-    def _gradient(self, latents: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses (B,) and their gradients, one picture after the other."""
-        size = self.executor.backbone.map_size(latents)
-        regions = level_regions(self.regions, size)
-        losses, gradients = [], []
-        for one in latents.split(1):
-            with torch.enable_grad(), self.isolation.acting(record=True):
-                leaf = one.detach().clone().requires_grad_()
-                maps = self.confined.evaluate(
-                    self.masks, self.scheduler.scale(leaf, t), t, halves="conditional",
-                    maps_only=True,
-                ).maps  # fmt: skip
-                assert maps is not None
-                loss = self.loss(
-                    self._word_maps(maps[0, :, 0], size), self.isolation.take()[0], regions
-                )
-                gradients.append(torch.autograd.grad(loss, leaf)[0])
-            losses.append(loss.detach())
-        self.executor.calls.backward_rows += len(latents)
-        return torch.stack(losses), torch.cat(gradients)
-
     def loss(
         self, maps: list[Float[Tensor, "W h w"]], looks: Float[Tensor, "L L"],
-        regions: Bool[Tensor, "M h w"],
+        regions: Bool[Tensor, "M h w"], i: int,
     ) -> Float[Tensor, ""]:  # fmt: skip
         """Sum over the regions; two words' worth of enhancement each, however many tokens."""
         settings, total = self.settings, looks.new_zeros(())
@@ -252,27 +207,11 @@ class LoRAComposerStage(Stage):
             total = total + 2 * words.mean() + settings.leak * leak(looks, region)
         return total
 
-    def _word_maps(self, maps: Tensor, size: tuple[int, int]) -> list[Float[Tensor, "W h w"]]:
-        """Of (K, L, T) the maps of each concept's words in the text of its region."""
-        maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
-        return [
-            maps[k, :, self.passes[k].words.of(name)].T.unflatten(1, size)
-            for k, name in enumerate(self.names, 1)
-        ]
-
     def _step(self, latents: Tensor, gradient: Tensor, i: int) -> Float[Tensor, "B C H W"]:
         fall = falling(i, len(self.scheduler.timesteps))
         return self.stepper(
             latents, gradient, fall if self.settings.decay == "linear" else fall**0.5
         )
-
-    def predict(self, latents: Tensor, i: int, t: Tensor) -> Float[Tensor, "B C H W"]:
-        with self.isolation.acting():
-            out = self.confined.evaluate(self.masks, self.scheduler.scale(latents, t), t)
-        assert out.noise is not None
-        own = joined(self.masks[0, 1:].float().cpu(), self.whose)
-        self.trace.masks.append(own.expand(len(latents), *own.shape))
-        return guided(out.noise[:, 0], self.guidance)
 
 
 def reinitialised(
