@@ -22,7 +22,9 @@ from ..miniature.shipped import WEIGHTS, lora_file
 SIZES = ("quick", "full")
 COUNTS = {"quick": (15, 2), "full": (20, 2)}
 """Number of scenes, and of noises for each."""
-PLACED_COUNTS = {"quick": {2: 8, 3: 8, 4: 4, 5: 4}, "full": {2: 40, 3: 30, 4: 20, 5: 20}}
+PLACED_COUNTS = {
+    "quick": {1: 8, 2: 8, 3: 8, 4: 4, 5: 4}, "full": {1: 40, 2: 40, 3: 30, 4: 20, 5: 20},
+}  # fmt: skip
 """Number of scenes where each has its own layout, by the number of concepts."""
 
 
@@ -38,6 +40,7 @@ class Job:
         steps: of denoising.
         miniature: version of what the scene depends on, see `miniature_version`.
         package: version.
+        attribute: of the scene, if it has one.
     """
 
     suite: str
@@ -51,12 +54,15 @@ class Job:
     steps: int
     miniature: str
     package: str
+    attribute: tuple[str, str] | None = None
 
     @property
     def scene(self) -> ConceptScene:
         """The scene alone."""
         placed = self.suite in PLACED
-        return ConceptScene(self.names, self.background, self.seed, self.style, placed)
+        return ConceptScene(
+            self.names, self.background, self.seed, self.style, placed, self.attribute
+        )
 
     @property
     def key(self) -> str:
@@ -66,7 +72,12 @@ class Job:
 
     def description(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {**asdict(self), "names": list(self.names), "settings": dict(self.settings)}
+        text = {**asdict(self), "names": list(self.names), "settings": dict(self.settings)}
+        if self.attribute is None:
+            del text[
+                "attribute"
+            ]  # the keys of suites without attributes came before there were any
+        return text
 
 
 def suite_jobs(
@@ -96,7 +107,7 @@ def suite_jobs(
     versions = {scene: miniature_version(scene.loras) for scene in chosen}
     return [
         Job(suite, split, scene.names, scene.background, scene.seed, scene.style, method,
-            own[method], steps, versions[scene], __version__)
+            own[method], steps, versions[scene], __version__, scene.attribute)
         for scene in chosen
         for method in methods
     ]  # fmt: skip

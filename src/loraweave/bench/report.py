@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from ..errors import SceneError
@@ -64,8 +65,8 @@ def _rates(rows: Results, missing: int) -> dict[str, Any]:
         return {"scenes": 0, "open": missing}
     right = [_right(row) for row in rows.values()]
     outcomes = [o for row in rows.values() for o in row["outcomes"].values()]
-    kept = [set(row["cost"]) for row in rows.values()]
-    keys = [key for key in next(iter(rows.values()))["cost"] if all(key in own for own in kept)]
+    costs = [row["cost"] for row in rows.values()]
+    keys = dict.fromkeys(key for cost in costs for key in cost)
     return {
         **(_layout(rows) if "places" in next(iter(rows.values())) else {}),
         "scenes": len(rows),
@@ -73,7 +74,7 @@ def _rates(rows: Results, missing: int) -> dict[str, Any]:
         "concepts_right": bootstrap(right).as_dict(),
         "pictures_right": bootstrap([float(value == 1) for value in right]).as_dict(),
         "outcomes": {o: outcomes.count(o) for o in OUTCOMES},
-        "cost": {key: sum(row["cost"][key] for row in rows.values()) / len(rows) for key in keys},
+        "cost": {key: mean(cost[key] for cost in costs if key in cost) for key in keys},
     }
 
 
@@ -85,7 +86,7 @@ def _layout(rows: Results) -> dict[str, Any]:
         well = [places[n] >= LEAST_OVERLAP and outcomes[n] == "right" for n in places]
         placed.append(sum(well) / len(well))
         overlap.append(sum(places.values()) / len(places))
-        likeness.append(sum(row["likeness"].values()) / len(places))
+        likeness.append(sum(row["likeness"].values()) / len(row["likeness"]))
     return {
         "right_in_place": bootstrap(placed).as_dict(),
         "layout_iou": bootstrap(overlap).as_dict(),

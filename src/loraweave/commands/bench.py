@@ -13,7 +13,7 @@ app = typer.Typer(no_args_is_help=True, help="Run suites of scenes by several me
 
 Suite = Annotated[
     str,
-    typer.Argument(help="pairs, same_class, three, four, five, style, or boxes2 to boxes5."),
+    typer.Argument(help="pairs, same_class, three, four, five, style, boxes2 to 5, attributes."),
 ]
 Methods = Annotated[
     str, typer.Option(help="Names with commas; base, alone and true_masks are yardsticks.")

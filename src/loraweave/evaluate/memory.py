@@ -1,7 +1,8 @@
 """How much memory a piece of work needs beyond what is in use before it."""
 
+import ctypes
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,7 @@ def peak_memory(device: torch.device | str = "cpu") -> Iterator[Memory]:
         memory.mib = round((torch.cuda.max_memory_allocated(device) - allocated) / 2**20, 1)
         return
     try:
+        _give_back()
         before = _resident("VmRSS")
         _new_peak()
     except (OSError, KeyError):  # another system, or one where this is not allowed
@@ -50,6 +52,12 @@ def peak_memory(device: torch.device | str = "cpu") -> Iterator[Memory]:
 
 _open: list[float] = []
 """The largest resident sets so far of the contexts that are open; one may be in another."""
+
+
+def _give_back() -> None:
+    """What was freed before would be used again without growth, so the system gets it back."""
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _new_peak() -> None:

@@ -19,13 +19,14 @@ from PIL import Image
 
 from ..api import compose
 from ..evaluate.memory import peak_memory
-from ..layout.boxes import intersection_over_union
+from ..layout.boxes import Box, intersection_over_union
 from ..loading import load
 from ..methods import METHODS
 from ..output import ComposeOutput
+from ..scene import PLAIN
 from .concepts import KNOWN
 from .judge import load_judge
-from .prompts import ConceptScene, plain_prompt
+from .prompts import PLAIN_SUBJECT, ConceptScene, plain_prompt
 from .shipped import lora_file
 from .style_reader import load_style_reader
 
@@ -132,18 +133,39 @@ class SceneDrawer:
                 scene.boxes() if scene.placed and wants_regions(method) else None,
             )
         outcomes = self._judged(output.images[0], names, scene.style)
+        if scene.attribute is not None:
+            outcomes[PLAIN_SUBJECT] = self._coloured(output.images[0], *scene.attribute)
         judged = Judged([output.images[0]], outcomes, _cost([output]))
         return self._with_places(judged, scene) if scene.placed else judged
 
     def _with_places(self, judged: Judged, scene: ConceptScene) -> Judged:
         """With what is known of the places; a scene has one picture here."""
-        assigned = self.judge.examine(judged.images[0], scene.names).assigned
-        places, likeness = dict.fromkeys(scene.names, 0.0), dict.fromkeys(scene.names, 0.0)
-        for name, box in scene.boxes().items():
-            if name in assigned:
+        assigned = dict(self.judge.examine(judged.images[0], scene.names).assigned)
+        boxes = scene.boxes()
+        places, likeness = dict.fromkeys(boxes, 0.0), dict.fromkeys(scene.names, 0.0)
+        for name, box in boxes.items():
+            if name == PLAIN_SUBJECT:
+                places[name] = self._overlap(judged.images[0], scene, box)
+            elif name in assigned:
                 places[name] = round(intersection_over_union(assigned[name].box, box), 4)
                 likeness[name] = round(assigned[name].similarities[name], 4)
         return replace(judged, places=places, likeness=likeness)
+
+    def _overlap(self, image: Image.Image, scene: ConceptScene, box: Box) -> float:
+        """How well the largest instance of the subject without a LoRA keeps its box."""
+        assert scene.attribute is not None
+        found = self.judge.instances(image, 1 + len(scene.names), {scene.attribute[0]: 1})
+        own = [i for i in found if i.kind == scene.attribute[0]]
+        if not own:
+            return 0.0
+        return round(intersection_over_union(max(own, key=lambda i: i.area).box, box), 4)
+
+    def _coloured(self, image: Image.Image, kind: str, colour: str) -> str:
+        """Right if there is one of that class in that colour; `blended` in another one."""
+        found = [i for i in self.judge.instances(image, 2, {kind: 1}) if i.kind == kind]
+        if len(found) != 1:
+            return "duplicated" if found else "missing"
+        return "right" if self.judge.dominant_colour(image, kind) == colour else "blended"
 
     def _judged(
         self, image: Image.Image, names: Sequence[str], style: str | None
@@ -166,8 +188,11 @@ class SceneDrawer:
         steps: int, regions: Mapping[str, Any] | None = None,
     ) -> ComposeOutput:  # fmt: skip
         used = [name for name in scene.loras if f"({name})" in prompt or f":{name}:" in prompt]
+        files: dict[str, Any] = {name: lora_file(name) for name in used}
+        if f"({PLAIN_SUBJECT})" in prompt:
+            files[PLAIN_SUBJECT] = PLAIN
         return compose(
-            self.pipe, prompt, loras={n: lora_file(n) for n in used}, method=method,
+            self.pipe, prompt, loras=files, method=method,
             settings=settings, num_inference_steps=steps, progress=False, regions=regions,
             generator=torch.Generator().manual_seed(scene.seed), width=scene.width,
         )  # fmt: skip

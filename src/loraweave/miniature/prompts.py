@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..layout.boxes import Box, tight_box
-from .concepts import CONCEPTS, KNOWN, draw_concepts
-from .world import BACKGROUNDS, Rendering
+from .concepts import CONCEPTS, KNOWN, draw_subjects
+from .world import BACKGROUNDS, COLOURS, Rendering, Subject
 from .world.captions import PLACES
 from .world.styles import STYLES
 
@@ -19,18 +19,24 @@ Split = Literal["tuning", "report"]
 SPLIT_SEEDS: dict[Split, int] = {"tuning": 4242, "report": 31_000}
 SUITES: dict[str, int] = {
     "pairs": 2, "same_class": 2, "three": 3, "four": 4, "five": 5, "style": 2,
-    "boxes2": 2, "boxes3": 3, "boxes4": 4, "boxes5": 5,
+    "boxes2": 2, "boxes3": 3, "boxes4": 4, "boxes5": 5, "attributes": 1,
 }  # fmt: skip
 """Number of concepts in the scenes of each suite."""
-PLACED = ("boxes2", "boxes3", "boxes4", "boxes5")
+PLACED = ("boxes2", "boxes3", "boxes4", "boxes5", "attributes")
 """Suites whose scenes say where each concept is to be."""
+PLAIN_SUBJECT = "other"
+"""What the subject without a LoRA is called."""
+ATTRIBUTES = tuple(name for name in COLOURS if name not in ("gray", "brown"))
+"""Colours that no background and no part of a subject has by itself."""
 
 
 @dataclass(frozen=True)
 class ConceptScene:
     """Concepts in one place, left to right, the seed of the noise, and a style LoRA or none.
 
-    A `placed` one has a box for each concept; where they are depends on the seed.
+    A `placed` one has a box for each concept; where they are depends on the seed. One with an
+    `attribute`, class and colour, has besides its concepts a subject without a LoRA of that class
+    and colour.
     """
 
     names: tuple[str, ...]
@@ -38,6 +44,7 @@ class ConceptScene:
     seed: int
     style: str | None = None
     placed: bool = False
+    attribute: tuple[str, str] | None = None
 
     @property
     def loras(self) -> tuple[str, ...]:
@@ -60,22 +67,40 @@ class ConceptScene:
 
     def drawing(self) -> Rendering:
         """What the scene looks like when it is drawn."""
-        return draw_concepts(self.names, self.background, self.seed, width=self.width)
+        subjects = [KNOWN[name].subject for name in self.names]
+        if self.attribute is not None:
+            kind, colour = self.attribute
+            body = COLOURS[colour]
+            subjects.append(Subject(kind, body, body, colour_name=colour))
+        return draw_subjects(subjects, self.background, self.seed, width=self.width)
 
     def boxes(self) -> dict[str, Box]:
         """Of each concept's subject in the drawing, as tight as it gets: left, top, right, bottom
         as fractions of the picture."""
-        return {name: tight_box(mask) for name, mask in zip(self.names, self.drawing().masks)}
+        names = self.names if self.attribute is None else (*self.names, PLAIN_SUBJECT)
+        return {name: tight_box(mask) for name, mask in zip(names, self.drawing().masks)}
+
+    @property
+    def _plain(self) -> list[str]:
+        """The words of the subject without a LoRA."""
+        if self.attribute is None:
+            return []
+        return [f"[{self.attribute[1]} {self.attribute[0]}]({PLAIN_SUBJECT})"]
 
     def prompt_of(self, names: Sequence[str]) -> str:
         """The prompt with some of the concepts."""
-        text = marked_prompt(names, self.background)
+        text = listed([*marked(names), *self._plain], self.background)
         return text if self.style is None else f"{text} <lora:{self.style}:1>"
 
 
 def marked_prompt(names: Sequence[str], background: str | None) -> str:
     """`a [sks cat](blackcat) and a [zwx dog](golddog) in the meadow`."""
-    return listed([f"[{KNOWN[n].trigger} {KNOWN[n].kind}]({n})" for n in names], background)
+    return listed(marked(names), background)
+
+
+def marked(names: Sequence[str]) -> list[str]:
+    """`[sks cat](blackcat)`, ..."""
+    return [f"[{KNOWN[n].trigger} {KNOWN[n].kind}]({n})" for n in names]
 
 
 def plain_prompt(names: Sequence[str], background: str | None) -> str:
@@ -117,6 +142,11 @@ def scenes(suite: str, split: Split, count: int, seeds: int = 1) -> list[Concept
         place = rng.choice(BACKGROUNDS)
         style = rng.choice(list(STYLES)) if suite == "style" else None
         noises = itertools.islice(iter(lambda: rng.randrange(2**31), None), seeds)
-        placed = suite in PLACED
-        made += [ConceptScene(tuple(names), place, seed, style, placed) for seed in noises]
+        placed, attribute = suite in PLACED, None
+        if suite == "attributes":
+            others = [kind for kind in kinds if kind != KNOWN[names[0]].kind]
+            attribute = rng.choice(others), rng.choice(ATTRIBUTES)
+        made += [
+            ConceptScene(tuple(names), place, seed, style, placed, attribute) for seed in noises
+        ]
     return made

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 from jaxtyping import Float
-from PIL import Image
 from scipy.stats import rankdata
 from torch import Tensor
 
@@ -15,13 +14,10 @@ from ...backbone.sites import reading_sites
 from ...denoise.recorder import recording
 from ..judge import Judge
 from ..judge.verdict import Instance
-from ..prompts import listed
-from ..world import BACKGROUNDS, COLOURS, KINDS
+from ..prompts import ATTRIBUTES, listed
+from ..world import BACKGROUNDS, KINDS
 from ..world.captions import PLACES, plural
 from .pictures import STEPS, drawn
-
-COLOURS_ASKED = tuple(name for name in COLOURS if name not in ("gray", "brown"))
-"""Colours that no background and no part of a subject has by itself."""
 
 
 def _kinds(number: int, count: int) -> list[str]:
@@ -75,27 +71,15 @@ def three(pipe: StableDiffusionPipeline, judge: Judge, count: int) -> float:
 
 def single_colour(pipe: StableDiffusionPipeline, judge: Judge, count: int) -> float:
     """`a red cat in the snow`: most of the cat is nearer to red than to another colour's name."""
-    asked = [(KINDS[n % len(KINDS)], COLOURS_ASKED[n % len(COLOURS_ASKED)]) for n in range(count)]
+    asked = [(KINDS[n % len(KINDS)], ATTRIBUTES[n % len(ATTRIBUTES)]) for n in range(count)]
     prompts = [
         listed([f"{colour} {kind}"], _place(n)) for n, (kind, colour) in enumerate(asked)
     ]  # fmt: skip
     images = drawn(pipe, prompts, "base: colours")
     return _mean([
-        dominant_colour(judge, image, kind) == colour
+        judge.dominant_colour(image, kind) == colour
         for image, (kind, colour) in zip(images, asked)
     ])  # fmt: skip
-
-
-def dominant_colour(judge: Judge, image: Image.Image, kind: str) -> str | None:
-    """Name of the palette's colour that most pixels of a class are nearest to."""
-    mask = judge.classes([image])[0] == 1 + judge.kinds.index(kind)
-    if not mask.any():
-        return None
-    side = mask.shape[-1]
-    pixels = np.asarray(image.resize((side, side), Image.Resampling.BOX), float)[mask]
-    palette = np.array(list(COLOURS.values()), float)
-    nearest = ((pixels[:, None] - palette) ** 2).sum(2).argmin(1)
-    return list(COLOURS)[int(np.bincount(nearest).argmax())]
 
 
 def pairs(pipe: StableDiffusionPipeline, judge: Judge, count: int) -> dict[str, float]:

@@ -34,6 +34,7 @@ from ..concepts import KNOWN
 from ..half import load_half
 from ..segmenter import Segmenter, load_segmenter
 from ..shipped import WEIGHTS
+from ..world import COLOURS
 from .colours import colours_of, signature
 from .identity import IdentityEncoder, crop_of
 from .verdict import Instance, Thresholds, Verdict, decide
@@ -152,6 +153,18 @@ class Judge:
     ) -> Float[Tensor, "N E"]:
         """Looks of the instances under the masks; unit vectors."""
         return looks_of(*seen_as(self.encoder, self.centres, image, masks))
+
+    def dominant_colour(self, image: Image.Image, kind: str) -> str | None:
+        """Name of the world's colour that most pixels of a class are nearest to; None without any.
+
+        As the palette of captions has it, in RGB.
+        """
+        mask = self.classes([image])[0] == 1 + self.kinds.index(kind)
+        if not mask.any():
+            return None
+        pixels = np.asarray(image.resize(mask.shape[::-1], Image.Resampling.BOX), float)[mask]
+        nearest = ((pixels[:, None] - np.array(list(COLOURS.values()), float)) ** 2).sum(2)
+        return list(COLOURS)[int(np.bincount(nearest.argmin(1)).argmax())]
 
     def identify(
         self, image: Image.Image, found: Sequence[tuple[str, np.ndarray]]
