@@ -108,6 +108,26 @@ def labelled_grid(
     return canvas
 
 
+def with_boxes(
+    image: Image.Image, boxes: Sequence[tuple[float, float, float, float]], scale: int = 1
+) -> Image.Image:
+    """A picture with boxes (fractions: left, top, right, bottom) drawn in.
+
+    Args:
+        image: stays as it is.
+        boxes: to be drawn.
+        scale: the picture is enlarged by this whole factor first.
+    """
+    size = image.width * scale, image.height * scale
+    out = image.convert("RGB").resize(size, Image.Resampling.NEAREST)
+    draw = ImageDraw.Draw(out)
+    for x0, y0, x1, y1 in boxes:
+        sides = x0 * out.width, y0 * out.height, x1 * out.width - 1, y1 * out.height - 1
+        draw.rectangle(sides, outline=WHITE, width=3)
+        draw.rectangle(sides, outline=RED, width=1)
+    return out
+
+
 def maps_figure(output: ComposeOutput, index: int, path: str | Path, *, title: str = "") -> Path:
     """What picture `index` was made of: each concept's attention and mask over the steps.
 

@@ -18,7 +18,7 @@ from ..denoise.confined import Confined
 from ..denoise.executor import Executor
 from ..denoise.isolated import Isolation, level_regions
 from ..denoise.loop import Stage, StepScheduler, guided
-from ..layout.masks import softened, with_base
+from ..layout.masks import concept_strength, softened, with_base
 from ..layout.regions import joined, shared
 from .masked import Layout, laid_out
 from .stepping import Stepper, StepSettings
@@ -71,10 +71,19 @@ class GuidedRegionsStage(Stage):
 
     def predict(self, latents: Tensor, i: int, t: Tensor) -> Float[Tensor, "B C h w"]:
         with self.isolation.acting():
-            out = self.confined.evaluate(self.masks, self.scheduler.scale(latents, t), t)
+            out = self.confined.evaluate(
+                self.masks, self.scheduler.scale(latents, t), t, record=True
+            )
         assert out.noise is not None
+        assert out.maps is not None
         own = joined(self.masks[0, 1:].float().cpu(), self.whose)
         self.trace.masks.append(own.expand(len(latents), *own.shape))
+        size = self.executor.backbone.map_size(latents)
+        self.trace.maps.append(torch.stack([
+            joined(torch.stack([concept_strength(m) for m in self._of_words(maps, size)]),
+                   self.whose)
+            for maps in out.maps[:, :, -1]
+        ]).float().cpu())  # fmt: skip
         return guided(out.noise[:, 0], self.guidance)
 
     def looked_at(self, latents: Tensor, t: Tensor) -> list[list[Float[Tensor, "W h w"]]]:
