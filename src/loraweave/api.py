@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .backbone.sd1 import StableDiffusion1
 from .backbone.tokens import joint_embeddings
+from .conditioning import Given, check_conditions, given_conditions, prepare
 from .denoise.composition import composition
 from .denoise.executor import Executor, executing
 from .denoise.loop import StepScheduler, Trace, denoise
@@ -24,7 +25,7 @@ from .lora.pipeline import gather_adapters
 from .lora.trigger import fill_triggers
 from .methods import Method, MethodSettings, get_method
 from .output import ComposeOutput, versions
-from .scene import LoraRef, Scene
+from .scene import Condition, LoraRef, Scene
 
 LoraSource = str | Path | LoraRef
 Generator = torch.Generator | Sequence[torch.Generator] | None
@@ -52,6 +53,7 @@ def compose(
     generator: Generator = None,
     latents: Tensor | None = None,
     regions: Mapping[str, Any] | None = None,
+    conditions: Sequence[Condition | Mapping[str, Any]] | None = None,
     output_type: str = "pil",
     callback_on_step_end: Callable[[Any, int, Tensor, dict], dict] | None = None,
     progress: bool = True,
@@ -87,6 +89,8 @@ def compose(
         regions: by a concept's name where it may be, for methods that take regions: a `Region`, a
             box (left, top, right, bottom) of fractions, a mask picture (path or PIL), or an array
             or tensor (h, w) in [0, 1]. A picture's record has boxes and paths only.
+        conditions: pictures that the scene is drawn after, by any method: `Condition`s, or dicts
+            of their fields in which `image` may be a PIL picture; in the record that is a caveat.
         output_type: "pil", "np", "pt" or "latent".
         callback_on_step_end: `callback(pipe, i, t, {"latents": z}) -> {"latents": z}`; setting
             `pipe._interrupt` stops after the step; the picture is decoded as it is then, and
@@ -105,10 +109,12 @@ def compose(
     }
     plain = {n: region for n, region in given_regions.items() if not isinstance(region, Tensor)}
     masks_at_hand = {n: mask for n, mask in given_regions.items() if isinstance(mask, Tensor)}
+    with_files, at_hand = given_conditions(conditions or ())
     if isinstance(prompt, Scene):
         scene = prompt
         given = {
-            "loras": loras, "regions": plain, "negative_prompt": negative_prompt,
+            "loras": loras, "regions": plain, "conditions": with_files,
+            "negative_prompt": negative_prompt,
             "negative_prompts": negative_prompts,
             "height": height, "width": width,
             "num_inference_steps": num_inference_steps != STEPS,
@@ -124,6 +130,7 @@ def compose(
             negative_prompts=dict(negative_prompts or {}), width=width, height=height,
             num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
             loras=dict(loras or {}), regions=plain,  # type: ignore[arg-type]
+            conditions=with_files,
         )  # fmt: skip
     if isinstance(method, Method):
         if settings is not None:
@@ -133,7 +140,11 @@ def compose(
                             dict(settings or {}))  # fmt: skip
     if unknown := set(masks_at_hand) - {concept.name for concept in scene.concepts}:
         raise SceneError(f"a region for {sorted(unknown)[0]!r}, which is no concept of the prompt")
-    if (scene.regions or masks_at_hand) and method.regions == "no":
+    every_condition = [*scene.conditions, *(given.condition for given in at_hand)]
+    every_region = {**scene.regions, **masks_at_hand}
+    check_conditions(every_condition, [c.name for c in scene.concepts], every_region)
+    weighed = {name for condition in every_condition for name in condition.regions}
+    if method.regions == "no" and not weighed.issuperset(every_region):
         raise MethodError(f"{method.name} takes no regions; leave them out")
     _check_output(output_type, num_images_per_prompt)
     for name, number in (("batch_size", batch_size), ("pass_batch", pass_batch)):
@@ -171,12 +182,13 @@ def compose(
         }  # fmt: skip
         every = {**adapters, **method.extra_adapters(scene, adapters)}
         composed = stack.enter_context(composition(scene, backbone, every, masks_at_hand))
-        executor = stack.enter_context(executing(composed, pass_batch))
+        followed, condition_records = prepare(composed, at_hand, allow_pickle)
+        executor = stack.enter_context(executing(composed, pass_batch, followed))
         method.check(composed)
         for part in _batches(sources, batch_size):
             caveats += [
                 _caveat(pipe, scene, own_generator, own_latents, callback_on_step_end,
-                        masks_at_hand, len(part) > 1)
+                        masks_at_hand, len(part) > 1, at_hand)
                 for own_generator, own_latents in part
             ]  # fmt: skip
             noise = torch.cat([
@@ -209,6 +221,7 @@ def compose(
             n: {"sha256": a.sha256, **({"dropped": list(a.dropped)} if a.dropped else {})}
             for n, a in adapters.items()
         },
+        "conditions": condition_records,
         "versions": versions(),
         "concepts": [concept.name for concept in scene.concepts],
         "seeds": [_seed(scene, g) for g, _ in sources[: len(masks)]],
@@ -296,6 +309,7 @@ def _seed(scene: Scene, generator: torch.Generator | None) -> int:
 def _caveat(
     pipe: StableDiffusionPipeline, scene: Scene, generator: torch.Generator | None,
     latents: Tensor | None, callback: Any, masks: Mapping[str, Tensor], in_batch: bool,
+    pictures: Sequence[Given] = (),
 ) -> str | None:  # fmt: skip
     """Why a picture's record is not enough to make it again; None if it is."""
     if latents is not None:
@@ -312,6 +326,8 @@ def _caveat(
         return "a callback took part"
     if masks:
         return f"the masks of {', '.join(masks)} were given by a program"
+    if pictures:
+        return "the picture of a condition was given by a program"
     if in_batch:
         return "it was drawn in a batch, so one drawn alone differs by rounding"
     own = {one.name for one in (*scene.concepts, *scene.styles)}

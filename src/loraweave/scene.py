@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from loraweave.condition import Condition, made_conditions, unknown_concept
 from loraweave.data_file import MAX_FILE_BYTES, read_data
 from loraweave.errors import LoraError, PromptSyntaxError, RegionError, SceneError
 from loraweave.lora_ref import (
@@ -35,8 +36,8 @@ from loraweave.prompt import (
 
 __all__ = [
     "BACKGROUND", "EVERYWHERE", "MAX_FILE_BYTES", "MINIATURE", "SHIPPED", "BlockWeights",
-    "ComponentWeights", "Concept", "LoraRef", "Region", "Scene", "Style", "scene_from_dict",
-    "scene_schema",
+    "ComponentWeights", "Concept", "Condition", "LoraRef", "Region", "Scene", "Style",
+    "scene_from_dict", "scene_schema",
 ]  # fmt: skip
 
 MINIATURE = "miniature"  # the base model that ships with the package
@@ -112,7 +113,8 @@ class Scene(Data):
     `width` and `height` are pixels, multiples of 8; None leaves them to the base model.
     `loras`, `regions` and `negative_prompts` go by the names in the prompt; the last two may only
     name concepts. `negative_prompts` are what one concept's pass steers away from, in addition
-    to `negative_prompt`, which holds for all passes.
+    to `negative_prompt`, which holds for all passes. `conditions` are pictures that the scene is
+    drawn after; several act together.
 
     Raises:
         SceneError: anything is missing, unknown or out of range, or more than 8 concepts.
@@ -130,6 +132,7 @@ class Scene(Data):
     guidance_scale: Number = Field(default=7.5, ge=0)
     loras: dict[str, LoraRef] = Field(default_factory=dict)
     regions: dict[str, Region] = Field(default_factory=dict)
+    conditions: list[Condition] = Field(default_factory=list)
 
     @field_validator("loras", "regions", mode="before")
     @classmethod
@@ -144,6 +147,21 @@ class Scene(Data):
             except SceneError as error:
                 raise type(error)(f"{info.field_name}.{name}: {error}") from None
         return made
+
+    @field_validator("conditions", mode="before")
+    @classmethod
+    def _number_the_culprit(cls, value: Any) -> Any:
+        return made_conditions(value)
+
+    @model_validator(mode="after")
+    def _check_conditions(self) -> Self:
+        names = [words.name for words in self._own_words]
+        if name := unknown_concept(self.conditions, names):
+            raise SceneError(
+                f"a condition has a weight inside the region of {name!r}, which is no concept of "
+                f"the prompt{close_match(name, names)}; mark its words: [trigger noun]({name})"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -275,7 +293,7 @@ class Scene(Data):
     def from_file(cls, path: str | Path) -> Self:
         """Read a .yaml, .yml or .json file of at most 1 MB.
 
-        Paths of LoRAs and region images are relative to the file's folder.
+        Paths of LoRAs, adapters and pictures are relative to the file's folder.
 
         Raises:
             SceneError: the file cannot be read, or is no scene.
@@ -292,6 +310,10 @@ class Scene(Data):
             regions={
                 n: _below(path.parent, region, "image") for n, region in scene.regions.items()
             },
+            conditions=[
+                _below(path.parent, _below(path.parent, one, "image"), "adapter")
+                for one in scene.conditions
+            ],
         )
 
 

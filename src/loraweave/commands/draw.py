@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import SceneError
-from . import options
+from . import conditions, options
 from .for_each import by_method
 from .job import Job, differences, judge_for, load_model, make_job
 
@@ -32,6 +32,8 @@ def generate(
     negative: options.Negative = None,
     negative_for: options.NegativeFor = None,
     region: options.Regions = None,
+    sketch: conditions.Sketch = None,
+    condition: conditions.Conditions = None,
     steps: options.Steps = None,
     guidance: options.Guidance = None,
     width: options.Width = None,
@@ -61,7 +63,7 @@ def generate(
     job = make_job(
         prompt, scene, picture, base, options.read_loras(lora), lora_dir=lora_dir,
         fields=options.read_scene_fields(scene_set, negative_for, region), own_prompt=own_prompt,
-        negative_prompt=negative,
+        negative_prompt=negative, conditions=conditions.read_conditions(condition, sketch),
         num_inference_steps=steps, guidance_scale=guidance, width=width, height=height, seed=seed,
     )  # fmt: skip
     name = method or job.method or DEFAULT_METHOD
@@ -102,6 +104,8 @@ def compare(
     negative: options.Negative = None,
     negative_for: options.NegativeFor = None,
     region: options.Regions = None,
+    sketch: conditions.Sketch = None,
+    condition: conditions.Conditions = None,
     steps: options.Steps = None,
     guidance: options.Guidance = None,
     width: options.Width = None,
@@ -121,7 +125,7 @@ def compare(
     job = make_job(
         prompt, scene, picture, base, options.read_loras(lora), lora_dir=lora_dir,
         fields=options.read_scene_fields(scene_set, negative_for, region), own_prompt=own_prompt,
-        negative_prompt=negative,
+        negative_prompt=negative, conditions=conditions.read_conditions(condition, sketch),
         num_inference_steps=steps, guidance_scale=guidance, width=width, height=height,
     )  # fmt: skip
     given = by_method(names, options.read_settings(settings))
