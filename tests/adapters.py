@@ -8,19 +8,19 @@ from diffusers import T2IAdapter
 from PIL import Image
 
 
-def random_adapter(folder: Path, channels: int = 1, seed: int = 0, **changes) -> Path:
+def random_adapter(folder: Path, reads: int = 1, seed: int = 0, **changes) -> Path:
     """Write an adapter whose features are large enough to change a picture visibly.
 
     Args:
         folder: a new one.
-        channels: of the pictures that it reads.
+        reads: channels of the pictures.
         seed: of the weights.
         changes: of its configuration, which otherwise fits the tiny base.
     """
     given = {"channels": [32, 64], "num_res_blocks": 1, "downscale_factor": 2} | changes
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        adapter = T2IAdapter(in_channels=channels, **given)
+        adapter = T2IAdapter(in_channels=reads, **given)
         for parameter in adapter.parameters():
             if parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=1.5 * parameter[0].numel() ** -0.5)

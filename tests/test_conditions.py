@@ -7,12 +7,14 @@ import pytest
 import torch
 from diffusers import MultiAdapter, StableDiffusionAdapterPipeline, T2IAdapter
 from PIL import Image
+from typer.testing import CliRunner
 
 import loraweave
 from adapters import random_adapter, random_picture
 from loraweave import BaseModelMismatch, Condition, ModelNotFound, RegionError, Scene, SceneError
 from loraweave.backbone.conditions import adapter_config, check_fits, read_picture
 from loraweave.backbone.sd1 import StableDiffusion1
+from loraweave.cli import app
 from loraweave.conditioning import prepare
 from loraweave.denoise.composition import composition
 from loraweave.denoise.conditions import Conditions, Followed, weight_map
@@ -44,7 +46,7 @@ def coloured(tmp_path_factory):
     """A condition with a picture of three channels, half as strong."""
     folder = tmp_path_factory.mktemp("coloured")
     return Condition(
-        adapter=random_adapter(folder / "adapter", channels=3, seed=1),
+        adapter=random_adapter(folder / "adapter", reads=3, seed=1),
         image=random_picture(folder / "a.png", mode="RGB"),
         weight=0.5,
     )
@@ -63,8 +65,9 @@ def changed(condition, **changes):
 
 
 class TestFeatures:
-    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-    def test_one_condition_is_diffusers_own_pipeline(self, loras, grey, dtype):
+    @pytest.mark.parametrize(("dtype", "most"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
+    def test_one_condition_is_diffusers_own_pipeline(self, loras, grey, dtype, most):
+        """In float32 the tiny base's latents, up to 17, are rounded at the sixth digit."""
         pipe = tiny_pipeline().to(dtype)
         found = draw(pipe, loras, [changed(grey, weight=0.8)]).images
         pipe.load_lora_weights(loras["a"].parent, weight_name="a.safetensors", adapter_name="a")
@@ -77,7 +80,7 @@ class TestFeatures:
                 adapter_conditioning_scale=0.8, output_type="latent", width=32, height=32,
                 generator=torch.Generator().manual_seed(4),
             ).images  # fmt: skip
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(found, expected, atol=most, rtol=0)
 
     def test_several_conditions_are_diffusers_multi_adapter(self, double, grey, tmp_path):
         other = changed(
@@ -168,7 +171,6 @@ def test_gradients_go_through_what_the_picture_adds(double, loras, grey):
             executor.gradient(passes, z + s * 1e-5 * along, lambda x: x, t, loss)[0].item()
             for s in (1, -1)
         ]
-        executor.at(0.0)
     torch.testing.assert_close(together, parts, atol=1e-10, rtol=0)
     assert (together * along).sum().item() == pytest.approx(
         (values[0] - values[1]) / 2e-5, rel=1e-4
@@ -229,7 +231,7 @@ class TestTimesAndPlaces:
 
     @pytest.mark.parametrize("method", ["merge", "clora"])
     def test_methods_without_regions_take_those_of_conditions(self, pipe, loras, grey, method):
-        everywhere = {name: 0.3 for name in BOXES}
+        everywhere = dict.fromkeys(BOXES, 0.3)
         by_region = changed(grey, regions=everywhere)
         found = draw(pipe, loras, [by_region], method, regions=BOXES).images
         expected = draw(pipe, loras, [changed(grey, weight=0.3)], method).images
@@ -309,7 +311,7 @@ class TestRefused:
         refused(ModelNotFound, "no config.json", adapter=tmp_path)
         refused(ModelNotFound, "holds a UNet2DConditionModel", adapter=base_folder / "unet")
         refused(ModelNotFound, "no adapter 'miniature:pose'", adapter="miniature:pose")
-        wide = random_adapter(tmp_path / "wide", channels=1, seed=0)
+        wide = random_adapter(tmp_path / "wide")
         (wide / "config.json").write_text("{")
         refused(ModelNotFound, "is damaged", adapter=wide)
         (wide / "config.json").write_text('["T2IAdapter"]')
@@ -323,7 +325,7 @@ class TestRefused:
         refused(ModelNotFound, "is not there; restore it", adapter=empty)
         (empty / "diffusion_pytorch_model.bin").write_bytes(b"")
         refused(ModelNotFound, "a pickle is there", adapter=empty)
-        other = random_adapter(tmp_path / "other", channels=2)
+        other = random_adapter(tmp_path / "other", reads=2)
         refused(ModelNotFound, "pictures of 2 channels", adapter=other)
 
     def test_adapters_of_another_base(self, pipe, loras, grey, tmp_path):
@@ -333,7 +335,7 @@ class TestRefused:
             ("factor", {"downscale_factor": 4}, "4 pixels a side, this base one of 2"),
             ("xl", {"adapter_type": "full_adapter_xl", "channels": [32, 64, 64, 64]}, "xl, made"),
         ):
-            folder = random_adapter(tmp_path / name, **changes)
+            folder = random_adapter(tmp_path / name, 1, **changes)
             with pytest.raises(BaseModelMismatch, match=match):
                 draw(pipe, loras, [changed(grey, adapter=folder)])
 
@@ -409,9 +411,87 @@ class TestRefused:
         with pytest.raises(SceneError, match="'c', which is no concept"):
             Scene(prompt=PROMPT, conditions=[changed(grey, regions={"c": 1.0})])
         inside = changed(grey, regions={"a": 1.0})
-        with pytest.raises(RegionError, match="'a', which has no region.*--region a="):
+        with pytest.raises(RegionError, match=r"'a', which has no region.*--region a="):
             draw(pipe, loras, [inside])
         with Image.open(grey.image) as image:
             at_hand = {**dict(grey), "image": image.copy(), "regions": {"c": 1.0}}
         with pytest.raises(SceneError, match="'c', which is no concept"):
             draw(pipe, loras, [at_hand])
+
+
+class TestCommandLine:
+    @pytest.fixture
+    def model(self, base_folder, lora_files):
+        loras = [f"--lora={name}={path}" for name, path in lora_files.items()]
+        return [*loras, "--base", base_folder, "--device", "cpu", "--method", "merge"]
+
+    PROMPT = "a [sks cat](cat) and a [zwx dog](dog) in the meadow"
+
+    def run(self, *arguments):
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+    def test_option_record_and_again(self, tmp_path, model, grey, coloured, lora_files):
+        path, again = tmp_path / "a.png", tmp_path / "b.png"
+        result = self.run(
+            "generate", self.PROMPT, *model, "--steps", 2, "-o", path, "--region", "cat=0,0,.5,1",
+            "--condition", f"adapter={grey.adapter}, image={grey.image},weight=0.8,until=.5",
+            "--condition", f"adapter={coloured.adapter},image={coloured.image},regions.cat=2",
+        )  # fmt: skip
+        assert result.exit_code == 0, result.stderr
+        record = loraweave.output.read_png_record(path)
+        made = loraweave.scene.scene_from_dict(record["scene"])
+        assert made.conditions == [
+            changed(grey, weight=0.8, until=0.5),
+            changed(coloured, weight=1.0, regions={"cat": 2.0}),
+        ]
+        expected = loraweave.compose(tiny_pipeline(), made, method="merge", progress=False)
+        with Image.open(path) as image:
+            assert image.tobytes() == expected.images[0].tobytes()
+        from_record = ["generate", "--from", path, "--base", model[-5], "--device", "cpu", "-o"]
+        result = self.run(*from_record, again)
+        assert (result.exit_code, "note:" in result.stderr) == (0, False), result.stderr
+        assert path.read_bytes() == again.read_bytes()
+        result = self.run(*from_record, again, "--condition",
+                          f"adapter={grey.adapter},image={grey.image},regions.cat=1")  # fmt: skip
+        assert "made with 2 conditions, this with 1" in result.stderr
+
+    def test_another_file_is_said(self, tmp_path, model, grey):
+        picture, path = random_picture(tmp_path / "sketch, 1.png", seed=8), tmp_path / "a.png"
+        option = ["--condition", f"adapter={grey.adapter},image={picture}"]
+        self.run("generate", self.PROMPT, *model, "--steps", 1, "-o", path, *option)
+        random_picture(picture, seed=9)
+        result = self.run("generate", "--from", path, "--base", model[-5], "--device", "cpu",
+                          "-o", tmp_path / "b.png")  # fmt: skip
+        assert f"note: the image of condition 1, {picture}, is not what" in result.stderr
+        assert "adapter" not in result.stderr
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("adapter={a}", ["image", "missing"]),
+            ("{a},image={i}", ["not of the form key=value", "adapter=FOLDER"]),
+            ("adapter={a},image={i},weight=much", ["weight is 'much'", "not a number"]),
+            ("adapter={a},image={i},weight=1,weight=2", ["weight is given twice"]),
+            ("adapter={a},image={i},until=1.5", ["until"]),
+            ("adapter={a},image={i},until=nan", ["until"]),
+            ("adapter={a},image={i},regions.bird=1", ["'bird', which is no concept"]),
+            ("adapter={a},image={i},regions.cat=1", ["'cat', which has no region"]),
+            ("adapter={a}/no,image={i}", ["is not there"]),
+            ("adapter={a},image={a}", ["cannot read the picture"]),
+            ("adapter=miniature:pose,image={i}", ["miniature:sketch"]),
+        ],
+    )
+    def test_refused(self, tmp_path, model, grey, text, words):
+        text = text.format(a=grey.adapter, i=grey.image)
+        result = self.run("generate", self.PROMPT, *model, "-o", tmp_path / "a.png", "-q",
+                          "--condition", text)  # fmt: skip
+        assert (result.exit_code, result.stdout) == (2, ""), result.exception
+        flat = " ".join(result.stderr.split())
+        assert [word for word in words if word not in flat] == [], result.stderr
+        assert list(tmp_path.iterdir()) == []
+
+    def test_sketch_is_for_the_miniature(self, tmp_path, model, grey):
+        result = self.run("generate", self.PROMPT, *model, "-o", tmp_path / "a.png", "-q",
+                          "--sketch", grey.image)  # fmt: skip
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert "miniature:sketch was made for another base" in " ".join(result.stderr.split())

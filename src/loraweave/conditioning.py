@@ -120,10 +120,13 @@ def adapter_folder(adapter: Path) -> Path:
         return adapter
     from .miniature import sketch
 
-    found = sketch.adapter_folder() if name == f"{SHIPPED}{sketch.NAME}" else None
-    if found is None:
+    if name != f"{SHIPPED}{sketch.NAME}":
         raise ModelNotFound(
-            f"no adapter {name!r} ships with this installation; give {SHIPPED}{sketch.NAME}, "
-            "installing the package again if it is missing, or a local folder of a T2IAdapter"
+            f"no adapter {name!r} ships with the miniature; there is {SHIPPED}{sketch.NAME}, and "
+            "any local folder of a T2IAdapter can be given"
+        )
+    if (found := sketch.adapter_folder()) is None:
+        raise ModelNotFound(
+            f"the adapter {name} is not in this installation; install the package again"
         )
     return found

@@ -39,7 +39,6 @@ def load_adapter(
     Raises:
         ModelNotFound: no such folder, or one that holds no adapter.
     """
-    config = adapter_config(folder)
     suffixes = (".safetensors", ".bin") if allow_pickle else (".safetensors",)
     files = [folder / f"{WEIGHTS}{suffix}" for suffix in suffixes]
     file = next((file for file in files if file.is_file()), None)
@@ -48,21 +47,15 @@ def load_adapter(
         hint = "a pickle is there; allow it, or save it as safetensors" if pickled else "restore it"
         raise ModelNotFound(f"{files[0]} is not there; {hint}")
     try:
-        adapter = T2IAdapter.from_pretrained(
+        adapter: Any = T2IAdapter.from_pretrained(
             folder, dtype=dtype, local_files_only=True,
             use_safetensors=file.suffix == ".safetensors",
         )  # fmt: skip
     except Exception as error:  # the loader raises many kinds for damaged folders
         raise ModelNotFound(f"the adapter in {folder} cannot be loaded: {error}") from error
-    if config["in_channels"] not in MODES:
-        raise ModelNotFound(
-            f"the adapter in {folder} reads pictures of {config['in_channels']} channels; 1 (grey) "
-            "and 3 (RGB) are supported"
-        )
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
-    adapter.to(device=device).requires_grad_(False).eval()
-    return adapter, digest
+    return adapter.to(device).requires_grad_(False).eval(), digest
 
 
 def adapter_config(folder: Path) -> Mapping[str, Any]:
@@ -89,7 +82,23 @@ def adapter_config(folder: Path) -> Mapping[str, Any]:
         "in_channels": 3, "channels": [320, 640, 1280, 1280], "downscale_factor": 8,
         "adapter_type": KINDS[0],
     }  # fmt: skip
-    return {**defaults, **found}
+    whole = {**defaults, **found}
+    counts = [whole["in_channels"], whole["downscale_factor"]]
+    if isinstance(whole["channels"], list):
+        counts += whole["channels"] or [None]
+    else:
+        counts.append(None)
+    if not all(type(count) is int and count > 0 for count in counts):
+        raise ModelNotFound(
+            f"{path} is damaged: in_channels is {whole['in_channels']!r}, channels is "
+            f"{whole['channels']!r}, downscale_factor is {whole['downscale_factor']!r}"
+        )
+    if whole["in_channels"] not in MODES:
+        raise ModelNotFound(
+            f"the adapter in {folder} reads pictures of {whole['in_channels']} channels; 1 (grey) "
+            "and 3 (RGB) are supported"
+        )
+    return whole
 
 
 def check_fits(
