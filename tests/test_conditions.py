@@ -1,6 +1,7 @@
 """Pictures that a scene is drawn after: diffusers' T2I-Adapters in every method."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +13,10 @@ from typer.testing import CliRunner
 import loraweave
 from adapters import random_adapter, random_picture
 from loraweave import BaseModelMismatch, Condition, ModelNotFound, RegionError, Scene, SceneError
-from loraweave.backbone.conditions import adapter_config, check_fits, read_picture
+from loraweave.backbone.conditions import adapter_config, check_fits, load_adapter, read_picture
 from loraweave.backbone.sd1 import StableDiffusion1
 from loraweave.cli import app
-from loraweave.conditioning import prepare
+from loraweave.conditioning import adapter_folder, prepare
 from loraweave.denoise.composition import composition
 from loraweave.denoise.conditions import Conditions, Followed, weight_map
 from loraweave.denoise.executor import executing
@@ -495,3 +496,19 @@ class TestCommandLine:
                           "--sketch", grey.image)  # fmt: skip
         assert (result.exit_code, result.stdout) == (2, "")
         assert "miniature:sketch was made for another base" in " ".join(result.stderr.split())
+
+
+def test_the_adapter_that_ships_fits_the_miniature():
+    folder = adapter_folder(Path("miniature:sketch"))
+    config = adapter_config(folder)
+    pipe = loraweave.load("miniature", device="cpu")
+    check_fits("it", config, pipe.unet.config, pipe.vae_scale_factor)
+    assert config["in_channels"] == 1
+    assert not any(
+        "/" in str(value) for value in json.loads((folder / "config.json").read_text()).values()
+    )
+    adapter, _ = load_adapter(folder, torch.float32, torch.device("cpu"))
+    blank, lines = (adapter(torch.full((1, 1, 128, 128), value)) for value in (0.0, 1.0))
+    for level, (one, other) in enumerate(zip(blank, lines)):
+        assert one.shape[-1] == 16 >> level
+        assert (one - other).abs().max() > 0.1
