@@ -169,7 +169,8 @@ class TestDamagedRecords:
             read_png_record(self.written(tmp_path / "a.png", text))
 
     @pytest.mark.parametrize(
-        "change", [{"versions": []}, {"loras": {"cat": "c"}}, {"base": "miniature"}]
+        "change",
+        [{"versions": []}, {"loras": {"cat": "c"}}, {"base": "miniature"}, {"conditions": ["a"]}],
     )
     def test_parts_of_another_kind(self, tmp_path, change):
         record = json.dumps({**picture_record(info(), 0), **change})
