@@ -204,8 +204,8 @@ class TestDamagedRecords:
 
     def test_the_record_is_plain_json(self, tmp_path):
         record = json.loads(texts(output().save(tmp_path / "a.png"))["loraweave"])
-        kept = {"scene", "method", "settings", "base", "dtype", "device", "loras", "versions",
-                "caveat"}  # fmt: skip
+        kept = {"scene", "method", "settings", "base", "dtype", "device", "loras", "conditions",
+                "versions", "caveat"}  # fmt: skip
         assert set(record) == kept
 
 
