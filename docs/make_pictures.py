@@ -20,6 +20,7 @@ from loraweave.miniature.judged import SceneDrawer
 from loraweave.miniature.prompts import listed, scenes
 from loraweave.miniature.recipe.loras import plans
 from loraweave.miniature.shipped import lora_file
+from loraweave.miniature.sketch import sketch_of
 from loraweave.miniature.world import BACKGROUNDS, FULL_WORLD, KINDS, render, sample_drawing
 
 PICTURES = Path(__file__).parent / "pictures"
@@ -125,6 +126,24 @@ def methods_sample(drawer: SceneDrawer, path: Path, steps: int = 50) -> None:
     grid.quantize(256).save(path, optimize=True)  # a third of the size
 
 
+def sketch_sample(pipe: StableDiffusionPipeline, path: Path, steps: int = 50) -> None:
+    """Scenes with a sketch of where their subjects are, by clora and lora_composer."""
+    rows = []
+    for scene in scenes("boxes2", "tuning", 12)[:3]:
+        sketch = sketch_of(scene.drawing().masks)
+        images = [sketch.convert("RGB")]
+        for method, regions in (("clora", None), ("lora_composer", scene.boxes())):
+            for conditions in ([], [{"adapter": "miniature:sketch", "image": sketch}]):
+                images += compose(
+                    pipe, scene.prompt, loras={n: lora_file(n) for n in scene.names},
+                    method=method, regions=regions, conditions=conditions, progress=False,
+                    num_inference_steps=steps, generator=torch.Generator().manual_seed(scene.seed),
+                ).images  # fmt: skip
+        rows.append((", ".join(scene.names), images))
+    labels = ["sketch", "clora", "with the sketch", "lora_composer", "with the sketch"]
+    labelled_grid(rows, labels, path, title="a sketch to draw after, on the miniature")
+
+
 def _by_clora(
     pipe: StableDiffusionPipeline, prompt: str, loras: dict[str, LoraRef], seed: int
 ) -> Image.Image:
@@ -147,6 +166,7 @@ def main() -> None:
     lora_sample(pipe, PICTURES / "loras.png")
     placed_sample(pipe, PICTURES / "placed.png")
     accessory_sample(pipe, PICTURES / "accessory.png")
+    sketch_sample(pipe, PICTURES / "sketch.png")
     methods_sample(SceneDrawer(), PICTURES / "methods.png")
     with tempfile.TemporaryDirectory() as folder:
         run_demo(Path(folder))

@@ -33,6 +33,7 @@ def info(**changes) -> dict:
         "settings": {"variant": "improved", "refinement_steps": [0, 10, 20]},
         "base": {"name": "miniature", "sha256": "b" * 64},
         "loras": {"blackcat": {"sha256": "c" * 64}, "golddog": {"sha256": "d" * 64}},
+        "conditions": [],
         "dtype": "float32",
         "device": "cpu",
         "versions": {"loraweave": "0.1.0", "torch": "2", "diffusers": "3", "transformers": "4"},
@@ -56,6 +57,13 @@ def texts(path) -> dict:
 
 
 class TestRoundTrip:
+    def test_records_of_before_there_were_conditions(self, tmp_path):
+        record = picture_record(info(), 0)
+        del record["conditions"], record["scene"]["conditions"]
+        path = save_png(picture(), tmp_path / "a.png", record)
+        assert read_png_record(path) == {**record, "conditions": []}
+        assert scene_from_dict(record["scene"]).conditions == []
+
     def test_the_record_comes_back(self, tmp_path):
         path = output().save(tmp_path / "a.png", 1)
         assert read_png_record(path) == picture_record(info(), 1)
@@ -161,7 +169,8 @@ class TestDamagedRecords:
             read_png_record(self.written(tmp_path / "a.png", text))
 
     @pytest.mark.parametrize(
-        "change", [{"versions": []}, {"loras": {"cat": "c"}}, {"base": "miniature"}]
+        "change",
+        [{"versions": []}, {"loras": {"cat": "c"}}, {"base": "miniature"}, {"conditions": ["a"]}],
     )
     def test_parts_of_another_kind(self, tmp_path, change):
         record = json.dumps({**picture_record(info(), 0), **change})
@@ -195,8 +204,8 @@ class TestDamagedRecords:
 
     def test_the_record_is_plain_json(self, tmp_path):
         record = json.loads(texts(output().save(tmp_path / "a.png"))["loraweave"])
-        kept = {"scene", "method", "settings", "base", "dtype", "device", "loras", "versions",
-                "caveat"}  # fmt: skip
+        kept = {"scene", "method", "settings", "base", "dtype", "device", "loras", "conditions",
+                "versions", "caveat"}  # fmt: skip
         assert set(record) == kept
 
 

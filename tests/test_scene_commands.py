@@ -104,7 +104,7 @@ class TestSceneFile:
             "prompt": "a [sks cat](cat) meets a [zwx dog](dog)", "seed": 9,
             "num_inference_steps": 2, "guidance_scale": 4, "width": 40, "height": 48,
             "negative_prompt": "rain", "negative_prompts": {"cat": "grey, old fur"},
-            "regions": {},
+            "regions": {}, "conditions": [],
             "loras": {
                 "cat": {"path": str(lora_files["dog"]),
                         "weight": {"unet": 0.7, "text_encoder": 0.2}, **always},

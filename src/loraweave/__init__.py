@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from .loading import load
     from .methods import METHODS, CLoRASettings
     from .output import ComposeOutput
-    from .scene import ComponentWeights, LoraRef, Region, Scene
+    from .scene import ComponentWeights, Condition, LoraRef, Region, Scene
 
 __all__ = [
     "METHODS", "BaseModelMismatch", "CLoRASettings", "ComponentWeights", "ComposeOutput",
-    "LoraError", "LoraRef", "LoraWeaveError", "MethodError", "ModelNotFound", "PromptSyntaxError",
-    "Region", "RegionError", "Scene", "SceneError", "TrainingError", "UnsupportedLoraFormat",
-    "__version__", "compose", "load",
+    "Condition", "LoraError", "LoraRef", "LoraWeaveError", "MethodError", "ModelNotFound",
+    "PromptSyntaxError", "Region", "RegionError", "Scene", "SceneError", "TrainingError",
+    "UnsupportedLoraFormat", "__version__", "compose", "load",
 ]  # fmt: skip
 
 # torch and diffusers take seconds to import: `loraweave --help` must not wait for them.
@@ -37,7 +37,7 @@ _HOMES = {
     "loading": ("load",),
     "methods": ("METHODS", "CLoRASettings"),
     "output": ("ComposeOutput",),
-    "scene": ("ComponentWeights", "LoraRef", "Region", "Scene"),
+    "scene": ("ComponentWeights", "Condition", "LoraRef", "Region", "Scene"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

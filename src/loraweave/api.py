@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .backbone.sd1 import StableDiffusion1
 from .backbone.tokens import joint_embeddings
+from .conditioning import Given, check_conditions, given_conditions, prepare
 from .denoise.composition import composition
 from .denoise.executor import Executor, executing
 from .denoise.looking import attention_of_nouns
@@ -27,7 +28,7 @@ from .lora.trigger import fill_triggers
 from .methods import Method, MethodSettings, get_method
 from .output import ComposeOutput, versions
 from .region import Region, in_order
-from .scene import LoraRef, Scene
+from .scene import Condition, LoraRef, Scene
 
 LoraSource = str | Path | LoraRef
 Generator = torch.Generator | Sequence[torch.Generator] | None
@@ -57,6 +58,7 @@ def compose(
     regions: Mapping[str, Any] | Sequence[Any] | None = None,
     prompts: Mapping[str, str] | None = None,
     auto_regions: bool = False,
+    conditions: Sequence[Condition | Mapping[str, Any]] | None = None,
     output_type: str = "pil",
     callback_on_step_end: Callable[[Any, int, Tensor, dict], dict] | None = None,
     progress: bool = True,
@@ -99,6 +101,8 @@ def compose(
         auto_regions: for methods that take regions: concepts without a region get a box where the
             base model's attention puts them (the first two fifths of a run without LoRAs, for each
             picture). The pictures' records have these boxes; see `info["regions"]`.
+        conditions: pictures that the scene is drawn after, by any method: `Condition`s, or dicts
+            of their fields in which `image` may be a PIL picture; in the record that is a caveat.
         output_type: "pil", "np", "pt" or "latent".
         callback_on_step_end: `callback(pipe, i, t, {"latents": z}) -> {"latents": z}`; setting
             `pipe._interrupt` stops after the step; the picture is decoded as it is then, and
@@ -111,11 +115,13 @@ def compose(
     Raises:
         SceneError, LoraError, MethodError: see `loraweave.errors`; nothing is drawn then.
     """
+    with_files, at_hand = given_conditions(conditions or ())
     if isinstance(prompt, Scene):
         scene = prompt
         plain, masks_at_hand = _sorted_out(regions, scene)
         given = {
-            "loras": loras, "regions": plain, "negative_prompt": negative_prompt,
+            "loras": loras, "regions": plain, "conditions": with_files,
+            "negative_prompt": negative_prompt,
             "negative_prompts": negative_prompts, "prompts": prompts,
             "height": height, "width": width,
             "num_inference_steps": num_inference_steps != STEPS,
@@ -131,6 +137,7 @@ def compose(
             negative_prompts=dict(negative_prompts or {}), width=width, height=height,
             num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
             loras=dict(loras or {}), prompts=dict(prompts or {}),  # type: ignore[arg-type]
+            conditions=with_files,
         )  # fmt: skip
         plain, masks_at_hand = _sorted_out(regions, scene)
         scene = scene.replace(regions=plain) if plain else scene
@@ -142,7 +149,11 @@ def compose(
                             dict(settings or {}))  # fmt: skip
     if unknown := set(masks_at_hand) - {concept.name for concept in scene.concepts}:
         raise SceneError(f"a region for {sorted(unknown)[0]!r}, which is no concept of the prompt")
-    if (scene.regions or masks_at_hand) and method.regions == "no":
+    every_condition = [*scene.conditions, *(given.condition for given in at_hand)]
+    every_region = {**scene.regions, **masks_at_hand}
+    check_conditions(every_condition, [c.name for c in scene.concepts], every_region)
+    weighed = {name for condition in every_condition for name in condition.regions}
+    if method.regions == "no" and not weighed.issuperset(every_region):
         raise MethodError(f"{method.name} takes no regions; leave them out")
     if scene.prompts and not method.own_prompts:
         raise MethodError(
@@ -186,7 +197,8 @@ def compose(
         }  # fmt: skip
         every = {**adapters, **method.extra_adapters(scene, adapters)}
         composed = stack.enter_context(composition(scene, backbone, every, masks_at_hand))
-        executor = stack.enter_context(executing(composed, pass_batch))
+        followed, condition_records = prepare(composed, at_hand, allow_pickle)
+        executor = stack.enter_context(executing(composed, pass_batch, followed))
         method.check(composed)
         given = dict(composed.regions)
         lacking = [c.name for c in composed.concepts if c.name not in given]
@@ -194,7 +206,7 @@ def compose(
         for part in _batches(sources, 1 if auto_regions else batch_size):
             caveats += [
                 _caveat(pipe, scene, own_generator, own_latents, callback_on_step_end,
-                        masks_at_hand, len(part) > 1)
+                        masks_at_hand, len(part) > 1, at_hand)
                 for own_generator, own_latents in part
             ]  # fmt: skip
             noise = torch.cat([
@@ -204,7 +216,7 @@ def compose(
             ])  # fmt: skip
             if auto_regions:
                 found = _laid_out(executor, noise, [g for g, _ in part])
-                composed.regions = given | {name: [found[name]] for name in lacking}
+                composed.regions = {**given, **{name: [found[name]] for name in lacking}}
                 boxes.append({name: found[name].model_dump(mode="json") for name in lacking})
             z, trace = _draw(executor, method, scene, noise, [g for g, _ in part],
                              callback_on_step_end, progress)  # fmt: skip
@@ -231,6 +243,7 @@ def compose(
             n: {"sha256": a.sha256, **({"dropped": list(a.dropped)} if a.dropped else {})}
             for n, a in adapters.items()
         },
+        "conditions": condition_records,
         "versions": versions(),
         "concepts": [concept.name for concept in scene.concepts],
         "seeds": [_seed(scene, g) for g, _ in sources[: len(masks)]],
@@ -368,6 +381,7 @@ def _seed(scene: Scene, generator: torch.Generator | None) -> int:
 def _caveat(
     pipe: StableDiffusionPipeline, scene: Scene, generator: torch.Generator | None,
     latents: Tensor | None, callback: Any, masks: Mapping[str, Any], in_batch: bool,
+    pictures: Sequence[Given] = (),
 ) -> str | None:  # fmt: skip
     """Why a picture's record is not enough to make it again; None if it is."""
     if latents is not None:
@@ -384,6 +398,8 @@ def _caveat(
         return "a callback took part"
     if masks:
         return f"the masks of {', '.join(masks)} were given by a program"
+    if pictures:
+        return "the picture of a condition was given by a program"
     if in_batch:
         return "it was drawn in a batch, so one drawn alone differs by rounding"
     own = {one.name for one in (*scene.concepts, *scene.styles)}

@@ -6,10 +6,10 @@
     │   └── RegionError            a box or mask does not fit the picture
     ├── LoraError                  a LoRA file cannot be used
     │   ├── UnsupportedLoraFormat  not a LoRA, damaged, or of a kind that is not supported
-    │   └── BaseModelMismatch      a good LoRA, made for another base model
+    │   └── BaseModelMismatch      a good LoRA or adapter, made for another base model
     ├── MethodError                a method cannot do what it was asked to
     ├── TrainingError              a LoRA or the miniature cannot be trained from this input
-    └── ModelNotFound              no such base model folder, file or name
+    └── ModelNotFound              no such base model or image adapter: folder, file or name
 
 Each message says what was found, what was expected, and what to do next.
 The command line prints it without a traceback and exits with status 2.
@@ -53,7 +53,7 @@ class UnsupportedLoraFormat(LoraError):
 
 
 class BaseModelMismatch(LoraError):
-    """A good LoRA, but made for another base model."""
+    """A good LoRA or image adapter, but made for another base model."""
 
 
 class MethodError(LoraWeaveError):
@@ -65,4 +65,4 @@ class TrainingError(LoraWeaveError):
 
 
 class ModelNotFound(LoraWeaveError):
-    """No such base model folder, file or name."""
+    """No such base model or image adapter: folder, file or name."""

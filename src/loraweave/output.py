@@ -29,11 +29,12 @@ class ComposeOutput:
             tensor for methods without masks. N in the order of `info["concepts"]`.
         maps: per picture (steps, N, h, w): each concept's attention, its words' maps divided by
             their maxima and averaged, values in [0, 1].
-        info: scene, method, settings, base, LoRAs with their hashes, versions, seconds, denoiser
-            calls and rows; per picture seeds, losses, "regions" (boxes that were laid out, by
-            concept; empty without `auto_regions`), "nsfw" (whether the base's safety checker
-            made it black, None without one) and "caveats" (why the record is not enough to make
-            it again, None if it is); "notes", sentences about what was found in the LoRAs' files.
+        info: scene, method, settings, base, LoRAs and conditions with their hashes, versions,
+            seconds, denoiser calls and rows; per picture seeds, losses, "regions" (boxes that were
+            laid out, by concept; empty without `auto_regions`), "nsfw" (whether the base's safety
+            checker made it black, None without one) and "caveats" (why the record is not enough to
+            make it again, None if it is); "notes", sentences about what was found in the LoRAs'
+            files.
     """
 
     images: Any
@@ -55,7 +56,8 @@ class ComposeOutput:
 
 def picture_record(info: Mapping[str, Any], index: int) -> dict[str, Any]:
     """The part of `info` that makes picture `index` again."""
-    keys = ("scene", "method", "settings", "base", "dtype", "device", "loras", "versions")
+    keys = ("scene", "method", "settings", "base", "dtype", "device", "loras", "conditions",
+            "versions")  # fmt: skip
     record = {key: info[key] for key in keys}
     record["scene"] = {**info["scene"], "seed": info["seeds"][index]}
     if boxes := info.get("regions"):
@@ -119,6 +121,9 @@ def read_png_record(path: str | Path) -> dict[str, Any]:
         record = json.loads(text)
         whole = all(isinstance(record[key], kind) for key, kind in kinds.items())
         whole = whole and all(isinstance(lora, dict) for lora in record["loras"].values())
+        conditions = record.setdefault("conditions", [])  # older pictures have none
+        whole = whole and isinstance(conditions, list)
+        whole = whole and all(isinstance(one, dict) for one in conditions)
     except (ValueError, KeyError, TypeError, RecursionError):
         whole = False
     if not whole:

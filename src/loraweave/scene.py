@@ -12,6 +12,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from loraweave.condition import Condition, made_conditions, unknown_concept
 from loraweave.data_file import MAX_FILE_BYTES, read_data
 from loraweave.errors import LoraError, PromptSyntaxError, SceneError
 from loraweave.lora_ref import (
@@ -37,8 +38,8 @@ from loraweave.region import Region, Regions, in_order, read_regions, several
 
 __all__ = [
     "BACKGROUND", "EVERYWHERE", "MAX_FILE_BYTES", "MINIATURE", "PLAIN", "SHIPPED", "BlockWeights",
-    "ComponentWeights", "Concept", "LoraRef", "Region", "Scene", "Style", "scene_from_dict",
-    "scene_schema",
+    "ComponentWeights", "Concept", "Condition", "LoraRef", "Region", "Scene", "Style",
+    "scene_from_dict", "scene_schema",
 ]  # fmt: skip
 
 MINIATURE = "miniature"  # the base model that ships with the package
@@ -91,6 +92,7 @@ class Scene(Data):
     concept, in the order of the prompt. `prompts` are what is read inside a concept's regions, by
     methods with a text for each region: `a [sks cat](cat) with a red hat`; `background` is what is
     read outside of all regions.
+    `conditions` are pictures that the scene is drawn after; several act together.
 
     Raises:
         SceneError: anything is missing, unknown or out of range, or more than 8 concepts.
@@ -109,6 +111,7 @@ class Scene(Data):
     loras: dict[str, LoraRef] = Field(default_factory=dict)
     regions: dict[str, Regions] = Field(default_factory=dict)  # a list too, see above
     prompts: dict[str, str] = Field(default_factory=dict)
+    conditions: list[Condition] = Field(default_factory=list)
 
     @field_validator("loras", "regions", mode="before")
     @classmethod
@@ -128,6 +131,21 @@ class Scene(Data):
             except SceneError as error:
                 raise type(error)(f"{info.field_name}.{name}: {error}") from None
         return made
+
+    @field_validator("conditions", mode="before")
+    @classmethod
+    def _number_the_culprit(cls, value: Any) -> Any:
+        return made_conditions(value)
+
+    @model_validator(mode="after")
+    def _check_conditions(self) -> Self:
+        names = [words.name for words in self._own_words]
+        if name := unknown_concept(self.conditions, names):
+            raise SceneError(
+                f"a condition has a weight inside the region of {name!r}, which is no concept of "
+                f"the prompt{close_match(name, names)}; mark its words: [trigger noun]({name})"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -303,7 +321,7 @@ class Scene(Data):
     def from_file(cls, path: str | Path) -> Self:
         """Read a .yaml, .yml or .json file of at most 1 MB.
 
-        Paths of LoRAs and region images are relative to the file's folder.
+        Paths of LoRAs, adapters and pictures are relative to the file's folder.
 
         Raises:
             SceneError: the file cannot be read, or is no scene.
@@ -321,6 +339,10 @@ class Scene(Data):
                 n: tuple(_below(path.parent, region, "image") for region in several(regions))
                 for n, regions in scene.regions.items()
             },
+            conditions=[
+                _below(path.parent, _below(path.parent, one, "image"), "adapter")
+                for one in scene.conditions
+            ],
         )
 
 

@@ -8,6 +8,7 @@ run the same code.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -155,10 +156,21 @@ class StableDiffusion1:
         return torch.cat(states, 1).to(self.dtype)
 
     def denoise(
-        self, latents: Float[Tensor, "B C h w"], t: Tensor, text: Float[Tensor, "B T D"]
-    ) -> Float[Tensor, "B C h w"]:
-        """One call of the denoiser."""
-        return self.unet(latents, t, encoder_hidden_states=text, return_dict=False)[0]
+        self, latents: Float[Tensor, "B C h w"], t: Tensor, text: Float[Tensor, "B T D"],
+        features: Sequence[Float[Tensor, "1 C h w"]] = (),
+    ) -> Float[Tensor, "B C h w"]:  # fmt: skip
+        """One call of the denoiser.
+
+        Args:
+            latents, t, text: as the denoiser takes them.
+            features: what its down blocks add in every row, one tensor for each; or none.
+        """
+        more: dict[str, Any] = {}
+        if features:  # a new list each time: the denoiser empties it
+            more["down_intrablock_additional_residuals"] = [
+                level.expand(len(latents), -1, -1, -1) for level in features
+            ]
+        return self.unet(latents, t, encoder_hidden_states=text, return_dict=False, **more)[0]
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "B C h w"], output_type: str = "pil"):

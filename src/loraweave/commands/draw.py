@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import SceneError
-from . import options
+from . import conditions, options
 from .for_each import by_method
 from .job import Job, differences, judge_for, load_model, make_job
 
@@ -34,6 +34,8 @@ def generate(
     region: options.Regions = None,
     auto_regions: options.AutoRegions = False,
     region_prompt: options.RegionPrompts = None,
+    sketch: conditions.Sketch = None,
+    condition: conditions.Conditions = None,
     steps: options.Steps = None,
     guidance: options.Guidance = None,
     width: options.Width = None,
@@ -63,8 +65,8 @@ def generate(
     job = make_job(
         prompt, scene, picture, base, options.read_loras(lora), lora_dir=lora_dir,
         fields=options.read_scene_fields(scene_set, negative_for, region, region_prompt),
-        own_prompt=own_prompt,
-        negative_prompt=negative,
+        own_prompt=own_prompt, negative_prompt=negative,
+        conditions=conditions.read_conditions(condition, sketch),
         num_inference_steps=steps, guidance_scale=guidance, width=width, height=height, seed=seed,
     )  # fmt: skip
     name = method or job.method or DEFAULT_METHOD
@@ -107,6 +109,8 @@ def compare(
     region: options.Regions = None,
     auto_regions: options.AutoRegions = False,
     region_prompt: options.RegionPrompts = None,
+    sketch: conditions.Sketch = None,
+    condition: conditions.Conditions = None,
     steps: options.Steps = None,
     guidance: options.Guidance = None,
     width: options.Width = None,
@@ -126,8 +130,8 @@ def compare(
     job = make_job(
         prompt, scene, picture, base, options.read_loras(lora), lora_dir=lora_dir,
         fields=options.read_scene_fields(scene_set, negative_for, region, region_prompt),
-        own_prompt=own_prompt,
-        negative_prompt=negative,
+        own_prompt=own_prompt, negative_prompt=negative,
+        conditions=conditions.read_conditions(condition, sketch),
         num_inference_steps=steps, guidance_scale=guidance, width=width, height=height,
     )  # fmt: skip
     given = by_method(names, options.read_settings(settings))

@@ -1,7 +1,7 @@
 """From the options of `generate` and `compare` to a checked scene and a loaded model."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -239,6 +239,7 @@ def differences(record: Mapping[str, Any], info: Mapping[str, Any]) -> list[str]
         for name, lora in info["loras"].items()
         if name in loras and loras[name].get("sha256") != lora["sha256"]
     ]
+    found += _other_conditions(record.get("conditions", []), info["conditions"])
     for key in ("dtype", "device"):
         if (before := record.get(key, info[key])) != info[key]:
             found.append(f"the picture was made with {key} {before}, this is {info[key]}")
@@ -247,3 +248,17 @@ def differences(record: Mapping[str, Any], info: Mapping[str, Any]) -> list[str]
         if old != number:
             found.append(f"the picture was made with {library} {old}, this is {number}")
     return found
+
+
+def _other_conditions(
+    before: Sequence[Mapping[str, str]], now: Sequence[Mapping[str, str]]
+) -> list[str]:
+    """Why the pictures that a scene is drawn after are not what they were, in words."""
+    if len(before) != len(now):
+        return [f"the picture was made with {len(before)} conditions, this with {len(now)}"]
+    return [
+        f"the {part} of condition {n + 1}, {own[part]}, is not what the picture was made with"
+        for n, (old, own) in enumerate(zip(before, now))
+        for part in ("adapter", "image")
+        if old.get(f"{part}_sha256") != own[f"{part}_sha256"]
+    ]

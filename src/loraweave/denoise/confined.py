@@ -93,7 +93,7 @@ class Confined:
         text = self.owners[0].states[self._halves].repeat(len(latents), 1, 1)
         attending, early = replaced(self._sites, HandOver(self.attend)), suppress(LastSiteReached)
         with self._hooks.rows([everywhere] * len(rows), places), attending, early:
-            noise = self.executor.backbone.denoise(rows, t, text)
+            noise = self.executor.denoise(rows, t, text)
         maps = None
         if self._records:
             maps = torch.stack(self._records).mean(0)  # (R, K, L, T)

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .composition import Composition, Pass
+from .conditions import Conditions
 from .hooks import Weighted
 from .recorder import recording
 
@@ -52,11 +53,16 @@ class Executor:
 
     Attributes:
         calls: how much work was done so far.
-        fraction: of the run that is over, in [0, 1); decides which scheduled LoRAs act.
+        fraction: of the run that is over, in [0, 1); decides which scheduled LoRAs act, and which
+            pictures are followed.
     """
 
-    def __init__(self, composition: Composition, recorder, pass_batch: int | None = None):
+    def __init__(
+        self, composition: Composition, recorder, pass_batch: int | None = None,
+        conditions: Conditions | None = None,
+    ):  # fmt: skip
         self.composition, self._recorder = composition, recorder
+        self._conditions = conditions or Conditions()
         self.backbone, self.pass_batch = composition.backbone, pass_batch
         self.calls, self.fraction = Calls(), 0.0
 
@@ -92,15 +98,21 @@ class Executor:
             with self.composition.unet_hooks.rows(adapters[part]):
                 if maps_only:
                     with self._recorder.stopping_early():
-                        self.backbone.denoise(rows[part], t, texts[part])
+                        self.denoise(rows[part], t, texts[part])
                 else:
-                    noises.append(self.backbone.denoise(rows[part], t, texts[part]))
+                    noises.append(self.denoise(rows[part], t, texts[part]))
             maps.append(self._recorder.take())
         noise = None if maps_only else torch.cat(noises).unflatten(0, shape)
         return Evaluation(noise, torch.cat(maps).unflatten(0, shape))
 
+    def denoise(
+        self, rows: Float[Tensor, "R C h w"], t: Tensor, text: Float[Tensor, "R T D"]
+    ) -> Float[Tensor, "R C h w"]:
+        """One call of the denoiser, with the pictures that are followed at this time of the run."""
+        return self.backbone.denoise(rows, t, text, self._conditions.at(self.fraction))
+
     def at(self, fraction: float) -> None:
-        """Say which fraction of the run is over, for LoRAs that act only for a while."""
+        """Say which fraction of the run is over, for what acts only for a while."""
         self.fraction = fraction
 
     def acting(self, one: Pass) -> list[Weighted]:
@@ -171,12 +183,15 @@ def _maps(evaluation: Evaluation) -> Tensor:
 
 
 @contextmanager
-def executing(composition: Composition, pass_batch: int | None = None) -> Iterator[Executor]:
+def executing(
+    composition: Composition, pass_batch: int | None = None, conditions: Conditions | None = None
+) -> Iterator[Executor]:
     """An executor that records the backbone's reading sites; processors come back on exit.
 
     Args:
         composition: what is evaluated.
         pass_batch: most rows of one denoiser call; all at once if None.
+        conditions: pictures that every call follows.
     """
     with recording(composition.backbone.sites) as recorder:
-        yield Executor(composition, recorder, pass_batch)
+        yield Executor(composition, recorder, pass_batch, conditions)

@@ -8,7 +8,8 @@ from PIL import Image
 
 from .shipped import WEIGHTS
 
-ADAPTER = WEIGHTS / "sketch"
+NAME = "sketch"
+ADAPTER = WEIGHTS / NAME
 STROKE = 1
 """Pixels on either side of an outline, at 128 pixels."""
 
