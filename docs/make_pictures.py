@@ -52,8 +52,9 @@ def base_sample(pipe: StableDiffusionPipeline, path: Path) -> None:
 
 def lora_sample(pipe: StableDiffusionPipeline, path: Path) -> None:
     """Every LoRA alone: a concept by its own prompt, a style on a cat and a house."""
-    images = []
-    for name, plan in plans().items():
+    images = []  # diffusers does not know an ED-LoRA's tokens
+    ordinary = {name: plan for name, plan in plans().items() if plan.kind == "lora"}
+    for name, plan in ordinary.items():
         file = lora_file(name)
         words = f"a {plan.trigger} {plan.noun}" if plan.trigger else "a cat and a house"
         if name in EXTRAS and plan.trigger:
@@ -64,7 +65,7 @@ def lora_sample(pipe: StableDiffusionPipeline, path: Path) -> None:
         images += drawn(pipe, [words], name)
         pipe.unload_lora_weights()
     rows = [("", images[i : i + 10]) for i in range(0, len(images), 10)]
-    title = "the LoRAs of the miniature, one picture each: " + ", ".join(plans())
+    title = "the LoRAs of the miniature, one picture each: " + ", ".join(ordinary)
     labelled_grid(rows, [], path, title=title)
 
 

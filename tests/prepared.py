@@ -5,6 +5,7 @@ from contextlib import contextmanager
 import torch
 
 from loraweave.backbone.sd1 import StableDiffusion1
+from loraweave.backbone.tokens import joint_embeddings
 from loraweave.denoise.composition import composition
 from loraweave.denoise.executor import executing
 from loraweave.denoise.loop import StepScheduler
@@ -18,9 +19,11 @@ PROMPT = "a [sks cat](a) and a [zwx dog](b:0.7) in the meadow"
 def composed_on(pipe, loras, prompt=PROMPT, **changes):
     """(composition, executor)."""
     scene = Scene(prompt=prompt, loras=loras, **changes)
+    backbone = StableDiffusion1(pipe)
     with (
         gather_adapters(pipe, scene) as adapters,
-        composition(scene, StableDiffusion1(pipe), adapters) as composed,
+        backbone.tokens(joint_embeddings(adapters, backbone.tokenizer)),
+        composition(scene, backbone, adapters) as composed,
         executing(composed) as executor,
     ):
         yield composed, executor

@@ -23,7 +23,7 @@ from loraweave.miniature.recipe.decoder import make_sure, train_decoder
 from loraweave.miniature.recipe.encoder import contrastive, family, frayed, nearest_is_same, view
 from loraweave.miniature.recipe.grounding import PlainRecordingProcessor, grounding_loss
 from loraweave.miniature.recipe.judge import coded, scene_pool, training_scene, worn
-from loraweave.miniature.recipe.loras import PICTURES, RANK, plans, write_examples
+from loraweave.miniature.recipe.loras import ED_CONCEPTS, PICTURES, RANK, plans, write_examples
 from loraweave.miniature.recipe.run import Run
 from loraweave.miniature.recipe.style import styled_scene, train_style_reader
 from loraweave.miniature.recipe.vae import new_vae, train_vae
@@ -70,18 +70,31 @@ def test_an_autoencoder_that_goes_on_keeps_its_latents(tmp_path):
 
 
 def test_plans_differ_as_peoples_files_do():
-    made = plans()
+    every = plans()
+    made = {name: plan for name, plan in every.items() if plan.kind == "lora"}
     assert len(made) >= 20 + 4 + 2 + 2 + 6
     assert sum(p.text_encoder for p in made.values()) == pytest.approx(len(made) / 2, abs=1)
     kohya = [p for p in made.values() if p.format == "kohya"]
     assert len(kohya) == pytest.approx(len(made) / 4, abs=1)
     assert all(p.alpha != RANK for p in kohya)
-    for plan in made.values():
+    for plan in every.values():
         settings = plan.settings(100)
-        assert settings.learning_rate * settings.scale_alpha == pytest.approx(1e-3 * RANK)
+        assert settings.learning_rate * settings.scale_alpha == pytest.approx(1e-3 * plan.rank)
+        assert settings.kind == plan.kind
 
 
-@pytest.mark.parametrize("name", ["blackcat", "pencil", "candyland", "wizardhat", "roseboat"])
+def test_ed_loras_are_of_concepts_with_a_lora_of_their_own():
+    made = plans()
+    for name in ED_CONCEPTS:
+        ordinary, own = made[name], made[f"{name}_ed"]
+        assert (own.kind, own.trigger, own.noun) == ("ed-lora", name, ordinary.noun)
+        assert own.text_encoder
+    assert len({made[name].noun for name in ED_CONCEPTS}) == len(ED_CONCEPTS)
+
+
+@pytest.mark.parametrize("name", [
+    "blackcat", "pencil", "candyland", "wizardhat", "roseboat", "golddog_ed",
+])  # fmt: skip
 def test_examples_are_a_folder_as_users_make_it(tmp_path, name):
     plan = plans()[name]
     write_examples(plan, tmp_path, size=32)

@@ -1,6 +1,7 @@
 """A real Stable Diffusion pipeline of tiny size with random weights, and LoRA files for it."""
 
 import json
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,6 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from loraweave.backbone.sites import cross_attention_sites
 from loraweave.lora.keys import plain_modules
 from loraweave.lora.save import save_lora
 
@@ -171,6 +173,19 @@ def random_lora(
     config = {"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "target_modules": ["to_q"]}
     (path / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
     return path
+
+
+def random_ed_lora(
+    pipe: StableDiffusionPipeline, path: Path, tokens: Sequence[str] = ("<c1>", "<c2>"),
+    seed: int = 0,
+) -> Path:  # fmt: skip
+    """Write an ED-LoRA with random values on both models, its vectors other ones for each layer."""
+    generator = torch.Generator().manual_seed(seed)
+    width = pipe.text_encoder.config.hidden_size
+    layers = len(cross_attention_sites(pipe.unet))
+    vectors = {token: torch.randn((layers, width), generator=generator) for token in tokens}
+    parts = [random_state(m, 4, generator) for m in (pipe.unet, pipe.text_encoder)]
+    return save_lora(path, *parts, rank=4, alpha=4.0, format="diffusers", layered=vectors)
 
 
 def two_loras(pipe: StableDiffusionPipeline, folder: Path) -> dict[str, Path]:

@@ -6,22 +6,24 @@ run the same code.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
+from diffusers.models.attention_processor import Attention
 from diffusers.utils.torch_utils import randn_tensor
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import MethodError, SceneError
 from ..prompt import PassPrompt, Span
 from ..scene import MINIATURE
+from .by_layer import TextByLayer, text_by_layer
 from .sites import native_size, reading_factor, reading_sites
 from .text import emphasised, end_of_text_position, token_positions, tokenized
-from .tokens import extra_tokens
+from .tokens import Vocabulary, extra_tokens
 
 SD15_CROSS_ATTENTION = 768
 
@@ -53,6 +55,8 @@ class StableDiffusion1:
         self.tokenizer, self.vae = pipe.tokenizer, pipe.vae
         self.sites = reading_sites(self.unet)
         self.factor = reading_factor(self.unet)
+        self._words = Vocabulary(self.tokenizer)
+        self._by_layer: TextByLayer | None = None
 
     @property
     def miniature(self) -> bool:
@@ -111,13 +115,21 @@ class StableDiffusion1:
 
     @contextmanager
     def tokens(self, embeddings: Mapping[str, Tensor]) -> Iterator[None]:
-        """Know some more tokens, each (n, D) vectors, inside this context; see `extra_tokens`."""
-        former = self.tokenizer
-        with extra_tokens(former, self.text_encoder, embeddings) as self.tokenizer:
+        """Know some more tokens inside this context, each (n, D) or (X, n, D) vectors.
+
+        With tokens that differ from layer to layer the text states are X times as wide, and every
+        cross-attention layer reads its own part of them; see `extra_tokens` and `by_layer`.
+        """
+        former = self.tokenizer, self._words, self._by_layer
+        with ExitStack() as stack:
+            words = stack.enter_context(extra_tokens(former[0], self.text_encoder, embeddings))
+            if any(words.layered):
+                self._by_layer = stack.enter_context(text_by_layer(self.unet))
+            self.tokenizer, self._words = words.tokenizer, words
             try:
                 yield
             finally:
-                self.tokenizer = former
+                self.tokenizer, self._words, self._by_layer = former
 
     def token_positions(self, text: str, span: Span) -> list[int]:
         """Positions of the tokens of some characters of a text; start of text is 0."""
@@ -136,6 +148,8 @@ class StableDiffusion1:
     ) -> Float[Tensor, "B T D"]:
         """Last hidden states of the texts; adapters act through hooks on the text encoder.
 
+        D is X times the text encoder's width where a token differs from layer to layer.
+
         Args:
             prompts: plain texts, or prompts with their emphasis.
             chunks: to how many all are padded, with empty texts; as many as the longest needs
@@ -149,11 +163,20 @@ class StableDiffusion1:
         count = chunks or max(len(t.chunks) for t in tokens)
         ids = torch.stack([t.ids(count) for t in tokens]).to(self.device)  # (B, K, T)
         weights = torch.stack([t.weights(p.emphasis, count) for t, p in zip(tokens, whole)])
-        states = [
-            emphasised(self.text_encoder(ids[:, k])[0], weights[:, k].to(self.device))
-            for k in range(count)
-        ]
+        states = [self._chunk(ids[:, k], weights[:, k].to(self.device)) for k in range(count)]
         return torch.cat(states, 1).to(self.dtype)
+
+    def _chunk(self, ids: Int[Tensor, "B T"], weights: Float[Tensor, "B T"]) -> Tensor:
+        if self._by_layer is None:
+            return emphasised(self.text_encoder(ids)[0], weights)
+        each = self._words.by_layer(ids)
+        return self._by_layer.joined(
+            [emphasised(self.text_encoder(own)[0], weights) for own in each]
+        )
+
+    def own_text(self, attn: Attention, text: Float[Tensor, "B T D"]) -> Float[Tensor, "B T d"]:
+        """What a cross-attention layer reads of the states that the denoiser is given."""
+        return text if self._by_layer is None else self._by_layer.own(attn, text)
 
     def denoise(
         self, latents: Float[Tensor, "B C h w"], t: Tensor, text: Float[Tensor, "B T D"],

@@ -8,12 +8,17 @@ Nothing of the pipeline is changed.
 
 A token of n vectors becomes n token positions, all with the characters of the one word, so that its
 attention maps are found as those of any word of n tokens.
+
+A token of an ED-LoRA has other vectors for every cross-attention layer of the denoiser. The
+tokenizer knows those of the first; a text is encoded once for each layer, with the others' ids in
+their place.
 """
 
 import copy
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -31,7 +36,7 @@ _LAST = 0xF8FF
 def joint_embeddings(
     adapters: Mapping[str, Adapter], tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Tensor]:
-    """Token -> (n, D) of all adapters.
+    """Token -> (n, D) of all adapters; (X, 1, D) for tokens that differ from layer to layer.
 
     Raises:
         LoraError: two of them bring one token with different vectors, or the tokenizer has it.
@@ -40,7 +45,8 @@ def joint_embeddings(
     joint: dict[str, Tensor] = {}
     owners: dict[str, str] = {}
     for name, adapter in adapters.items():
-        for token, vectors in adapter.embeddings.items():
+        by_layer = {token: vectors[:, None] for token, vectors in adapter.layered.items()}
+        for token, vectors in {**adapter.embeddings, **by_layer}.items():
             key = token.lower()  # CLIP's tokenizer does not tell cases apart
             if key in owners and not torch.equal(joint[key], vectors):
                 raise LoraError(
@@ -57,34 +63,62 @@ def joint_embeddings(
     return joint
 
 
+@dataclass(frozen=True)
+class Vocabulary:
+    """A tokenizer with the tokens of a run.
+
+    Attributes:
+        tokenizer: gives ids, those of the first layer for tokens that differ from layer to layer.
+        first: the first id that the text encoder's own table does not have.
+        layered: (N,), which of the N ids from there on differ from layer to layer.
+        layers: X, for how many layers there are vectors; 1 if no token differs.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    first: int = 0
+    layered: tuple[bool, ...] = ()
+    layers: int = 1
+
+    def by_layer(self, ids: Tensor) -> list[Tensor]:
+        """The ids as each layer has them; once if they are the same for all."""
+        own = [self.first + n for n, differs in enumerate(self.layered) if differs]
+        if not torch.isin(ids, torch.tensor(own, dtype=ids.dtype, device=ids.device)).any():
+            return [ids]
+        step = len(self.layered)
+        return [torch.where(ids < self.first, ids, ids + n * step) for n in range(self.layers)]
+
+
 @contextmanager
 def extra_tokens(
     tokenizer: PreTrainedTokenizerBase, text_encoder: nn.Module, embeddings: Mapping[str, Tensor]
-) -> Iterator[PreTrainedTokenizerBase]:
+) -> Iterator[Vocabulary]:
     """A tokenizer that knows more tokens, and a text encoder that reads them, in this context.
 
     Args:
         tokenizer: a fast tokenizer; only read.
         text_encoder: gets hooks inside this context and none after it.
-        embeddings: token -> (n, D). With none, the tokenizer itself is given.
+        embeddings: token -> (n, D), or (X, n, D) if the X layers differ, with one X for all.
+            They are read at every call, so that they can be trained. With none, the tokenizer
+            itself is given.
 
     Raises:
         LoraError: more vectors than can be told apart (6400).
     """
     if not embeddings:
-        yield tokenizer
+        yield Vocabulary(tokenizer)
         return
-    vectors = torch.cat(list(embeddings.values()))  # (N, D)
-    if len(vectors) > _LAST - _FIRST + 1:
-        raise LoraError(f"{len(vectors)} embedding vectors in one scene are too many.")
+    layered = [own.ndim == 3 for own in embeddings.values() for _ in range(own.shape[-2])]
+    layers = max(len(own) if own.ndim == 3 else 1 for own in embeddings.values())
+    if len(layered) > _LAST - _FIRST + 1:
+        raise LoraError(f"{len(layered)} embedding vectors in one scene are too many.")
     larger: Any = copy.deepcopy(tokenizer)  # the libraries type little of what is used here
-    signs = [chr(_FIRST + n) for n in range(len(vectors))]
+    signs = [chr(_FIRST + n) for n in range(len(layered))]
     rules, used = [], 0
     # The longest first: a token may be the beginning of another.
     places = {}
     for token, own in embeddings.items():
-        places[token] = "".join(signs[used : used + len(own)])
-        used += len(own)
+        places[token] = "".join(signs[used : used + own.shape[-2]])
+        used += own.shape[-2]
     for token in sorted(places, key=len, reverse=True):
         rules.append(normalizers.Replace(Regex(_pattern(token)), places[token]))
     backend = larger.backend_tokenizer
@@ -105,11 +139,13 @@ def extra_tokens(
         found = own >= 0
         if not found.any():
             return out
+        rows = [v.expand(layers, *v.shape[-2:]) for v in embeddings.values()]
+        vectors = torch.cat(rows, 1).flatten(0, 1)  # (X * N, D)
         return torch.where(found[..., None], vectors.to(out)[own.clamp_min(0)], out)
 
     handles = [table.register_forward_pre_hook(before), table.register_forward_hook(after)]
     try:
-        yield larger
+        yield Vocabulary(larger, first, tuple(layered), layers)
     finally:
         for handle in handles:
             handle.remove()

@@ -107,9 +107,9 @@ def merge(
         adapter = adapter_from_file(
             path.stem, read, unet=models.unet, text_encoder=models.text_encoder
         )
-        if adapter.embeddings:
+        if adapter.tokens:
             raise LoraError(
-                f"{path.name} brings tokens of its own ({', '.join(adapter.embeddings)}), which "
+                f"{path.name} brings tokens of its own ({', '.join(adapter.tokens)}), which "
                 "one file for all cannot keep apart; draw with --method merge instead"
             )
         weighted.append((adapter, ref.unet_weight, ref.text_encoder_weight))

@@ -18,7 +18,11 @@ def train(
     folder: Annotated[Path, typer.Argument(help="Pictures, each with an optional .txt caption.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The .safetensors to write.")],
     trigger: Annotated[
-        str, typer.Option(help="The word that shall stand for the subject; none for a style.")
+        str,
+        typer.Option(
+            help="The word that shall stand for the subject; none for a style. "
+            "An ed-lora makes the tokens <WORD1> and <WORD2> of it."
+        ),
     ] = "",
     class_noun: Annotated[
         str, typer.Option("--class", help="What the subject is, e.g. cat; none for a style.")
@@ -37,7 +41,17 @@ def train(
         typer.Option("--size", "--resolution", help="Pixels a side.", show_default="the model's"),
     ] = None,
     seed: Annotated[int | None, typer.Option(show_default="0")] = None,
-    text_encoder: Annotated[bool, typer.Option(help="Also train the text encoder.")] = False,
+    kind: Annotated[
+        Literal["lora", "ed-lora"],
+        typer.Option(help="ed-lora: with two tokens that have a vector for each layer."),
+    ] = "lora",
+    text_encoder: Annotated[
+        bool | None,
+        typer.Option(help="Also train the text encoder.", show_default="for an ed-lora"),
+    ] = None,
+    embedding_learning_rate: Annotated[
+        float | None, typer.Option(help="Of an ed-lora's tokens.", show_default="1e-3")
+    ] = None,
     flip: Annotated[bool, typer.Option(help="Also train on mirrored pictures.")] = False,
     prior: Annotated[
         float | None,
@@ -67,7 +81,7 @@ def train(
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Train a LoRA of one subject, or of a style, from a folder of pictures."""
+    """Train a LoRA of one subject, or of a style, or an ED-LoRA, from a folder of pictures."""
     from ..train import TrainSettings, train_lora
     from ..train.inputs import checked_examples
 
@@ -76,6 +90,7 @@ def train(
         "text_learning_rate": text_learning_rate, "batch_size": batch_size, "size": size,
         "seed": seed, "prior": prior, "class_folder": prior_folder, "class_images": prior_count,
         "min_snr": min_snr, "checkpoint_every": checkpoint_every, "preview_every": preview_every,
+        "kind": kind, "embedding_learning_rate": embedding_learning_rate,
         "text_encoder": text_encoder, "flip": flip, "dtype": dtype,
     }  # fmt: skip
     settings = TrainSettings(**{key: value for key, value in given.items() if value is not None})

@@ -43,7 +43,8 @@ class Pass:
         adapters: what acts on the denoiser, summed.
         words: where the concepts' words are.
         states: (2, T, D), unconditional and conditional text states; T is the same in all
-            passes of a composition.
+            passes of a composition. Where tokens differ from layer to layer, D is that of all
+            layers, and `StableDiffusion1.own_text` has a layer's part.
     """
 
     text: str

@@ -150,7 +150,7 @@ class Confined:
             check_plain(attn, "cross-attention")
             found = []
             for owner, adapters in zip(self.owners, self._acting):
-                text = owner.states
+                text = self.executor.backbone.own_text(attn, owner.states)
                 if attn.norm_cross:
                     text = attn.norm_encoder_hidden_states(text)
                 with self._hooks.rows([adapters] * len(text)):

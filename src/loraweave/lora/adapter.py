@@ -31,6 +31,9 @@ class Adapter:
         sha256: of the file, or of the tensors if they came from no file.
         metadata: the file's texts.
         embeddings: token -> (n, D), the n vectors that the text encoder reads for that token.
+        layered: token -> (X, D), of an ED-LoRA: the vector that the text encoder reads for that
+            token where it makes the text for cross-attention layer x, in the order of a forward
+            pass.
         dropped: names of the file's tensors that were left out because the caller allowed it.
         tensors: how many the file has.
     """
@@ -41,8 +44,14 @@ class Adapter:
     sha256: str
     metadata: dict[str, str] = field(default_factory=dict)
     embeddings: dict[str, Tensor] = field(default_factory=dict)
+    layered: dict[str, Tensor] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
     tensors: int = 0
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """All tokens that it brings."""
+        return (*self.embeddings, *self.layered)
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -116,6 +125,7 @@ def adapter_from_file(
     return Adapter(
         name, updates["unet"], updates["text_encoder"], file.sha256, file.metadata,
         {token: vectors.to(**place) for token, vectors in matched.vectors.items()},
+        {token: vectors.to(**place) for token, vectors in matched.layered.items()},
         matched.dropped, len(file.tensors),
     )  # fmt: skip
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from loraweave.lora.embeddings import is_embedding
@@ -134,3 +135,8 @@ def text_width(modules: Mapping[str, nn.Module]) -> int | None:
         if path.endswith("self_attn.q_proj") and isinstance(module, nn.Linear):
             return module.in_features
     return None
+
+
+def cross_attention_layers(unet: nn.Module) -> int:
+    """How many layers of a loaded denoiser read the text."""
+    return sum(isinstance(m, Attention) and m.is_cross_attention for m in unet.modules())

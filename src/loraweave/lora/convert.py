@@ -7,6 +7,7 @@ is measured and reported.
 
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ from loraweave.errors import LoraError
 from loraweave.files import write_atomically
 from loraweave.lora.adapter import Adapter
 from loraweave.lora.alphas import HEADER_CONFIG
-from loraweave.lora.embeddings import BUNDLED
+from loraweave.lora.embeddings import BUNDLED, LAYERED
 from loraweave.lora.file import ADAPTER_CONFIG
 from loraweave.lora.save import with_metadata
 from loraweave.lora.updates import Difference, Dora, LowRank, Update, compressed
@@ -31,6 +32,8 @@ from loraweave.lora.updates import Difference, Dora, LowRank, Update, compressed
 Target = Literal["peft", "diffusers", "kohya"]
 Part = dict[str, Update]
 
+_TRIGGERS = {"loraweave.trigger", "modelspec.trigger_phrase"}
+_BUNDLED = re.compile(re.escape(BUNDLED).replace(r"\{\}", "(<.+>)"))
 _OWN_TEXTS = {HEADER_CONFIG, ADAPTER_CONFIG, "format"}
 
 
@@ -80,7 +83,8 @@ def convert_lora(
             `text_encoder`.
         format: "kohya" has alpha in its tensors and embeddings bundled as A1111 reads them;
             "diffusers" has alpha in its header, PEFT in `adapter_config.json`, and both have
-            embeddings in a file beside it.
+            embeddings in a file beside it. Embeddings that differ from layer to layer keep
+            ED-LoRA's names.
         rank: reduce every update to at most this rank. Without it LoHa and LoKr get the rank that
             they need, and everything else stays as it is.
         tokens: old name -> new name of embeddings.
@@ -98,7 +102,8 @@ def convert_lora(
         raise LoraError(f"{path} exists already; give a new name.")
     if rank is not None and rank < 1:
         raise LoraError(f"the rank is {rank}; it must be at least 1.")
-    embeddings = _renamed(adapter, tokens or {})
+    renamed = tokens or {}
+    embeddings = _renamed(adapter, renamed)
     errors: list[tuple[float, float]] = []
     parts = {
         component: {place: _plain(update, rank, errors) for place, update in part.items()}
@@ -110,6 +115,8 @@ def convert_lora(
             f"{adapter.name} has no LoRA to convert, only embeddings; use that file as it is."
         )
     texts = {k: v for k, v in adapter.metadata.items() if k not in _OWN_TEXTS}
+    for key in _TRIGGERS & texts.keys():
+        texts[key] = _with_new_names(texts[key], renamed)
     write = {"kohya": _write_kohya, "diffusers": _write_diffusers, "peft": _write_peft}[format]
     files = write(path, parts, embeddings, texts)
     old = sum(norm for norm, _ in errors) ** 0.5
@@ -119,7 +126,7 @@ def convert_lora(
         ranks=sorted({update.rank for part in parts.values() for update in part.values()}),
         relative_error=(sum(n * e * e for n, e in errors) ** 0.5 / old) if old else 0.0,
         largest_error=max((error for _, error in errors), default=0.0),
-        tokens=list(embeddings), dropped=list(adapter.dropped),
+        tokens=_new_names(adapter, renamed), dropped=list(adapter.dropped),
     )  # fmt: skip
 
 
@@ -152,14 +159,32 @@ def _squared(up: Tensor, down: Tensor) -> float:
 
 
 def _renamed(adapter: Adapter, tokens: Mapping[str, str]) -> dict[str, Tensor]:
+    """Name in the file -> vectors, of all embeddings under their new names."""
     for old in tokens:
-        if old not in adapter.embeddings:
-            known = ", ".join(adapter.embeddings) or "none"
+        if old not in adapter.tokens:
+            known = ", ".join(adapter.tokens) or "none"
             raise LoraError(f"the file has no token {old!r}; it has: {known}.")
-    names = [tokens.get(token, token) for token in adapter.embeddings]
+    names = _new_names(adapter, tokens)
     if len(set(names)) < len(names) or not all(name.strip() for name in names):
         raise LoraError(f"the tokens would be called {', '.join(names)}; give different names.")
-    return dict(zip(names, adapter.embeddings.values()))
+    plain = zip(names, adapter.embeddings.values())
+    layered = zip(names[len(adapter.embeddings) :], adapter.layered.values())
+    return {
+        **{BUNDLED.format(token): vectors for token, vectors in plain},
+        **{f"{LAYERED}{token}": vectors for token, vectors in layered},
+    }
+
+
+def _new_names(adapter: Adapter, tokens: Mapping[str, str]) -> list[str]:
+    return [tokens.get(token, token) for token in adapter.tokens]
+
+
+def _with_new_names(text: str, tokens: Mapping[str, str]) -> str:
+    """A trigger phrase in which tokens have their new names, which may be old ones of others."""
+    if not tokens:
+        return text
+    old = "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True))
+    return re.sub(old, lambda match: tokens[match[0]], text)
 
 
 def _halves(update: Update) -> tuple[LowRank, Dora | None]:
@@ -188,7 +213,7 @@ def _write_kohya(
                 ones = (1,) * (low.down.ndim - 1)
                 shape = (-1, *ones) if dora.axis == "out" else (1, -1, *ones[1:])
                 tensors[f"{key}.dora_scale"] = dora.magnitude.reshape(shape)
-    tensors |= {BUNDLED.format(token): vectors for token, vectors in embeddings.items()}
+    tensors |= embeddings
     rank, alpha = _usual(parts)
     texts = {
         "ss_network_module": "networks.lora",
@@ -236,10 +261,10 @@ def _write_peft(
 
 
 def _write_beside(path: Path, embeddings: Mapping[str, Tensor]) -> list[Path]:
-    tensors = {
-        token if token.startswith("<") else BUNDLED.format(token): vectors
-        for token, vectors in embeddings.items()
-    }
+    tensors = {}
+    for name, vectors in embeddings.items():
+        bundled = _BUNDLED.fullmatch(name)  # diffusers has a token in angle brackets as the name
+        tensors[bundled[1] if bundled else name] = vectors
     return [_write(path, tensors, {})] if tensors else []
 
 

@@ -6,7 +6,7 @@ token.
     A1111 alone    string_to_param, name                 pickles; read as the bundled form
     bare           emb_params                            the token is the file's name
     several        clip_l                                the tokens are <s0>, <s1>, ... one a row
-    ED-LoRA        new_concept_embedding.<c1>            16 rows: one for each cross-attention layer
+    ED-LoRA        new_concept_embedding.<c1>            one row, or one for each layer
 """
 
 import re
@@ -19,7 +19,7 @@ from torch import Tensor
 from loraweave.errors import UnsupportedLoraFormat
 
 BUNDLED = "bundle_emb.{}.string_to_param.*"
-LAYERED = "new_concept_embedding."
+LAYERED, FORMER_LAYERED = "new_concept_embedding.", "new_concept_token."
 
 _NAMES = re.compile(
     r"""^(?:
@@ -39,13 +39,14 @@ class Found:
 
     Attributes:
         vectors: token -> (n, D), n text-encoder vectors that stand for the token.
-        keys: tensor names that `vectors` came from.
-        layered: tensor names of embeddings that differ from layer to layer (ED-LoRA).
+        layered: token -> (X, D), one vector for each of the denoiser's X cross-attention layers in
+            the order of a forward pass (ED-LoRA).
+        keys: tensor names that they came from.
     """
 
     vectors: dict[str, Tensor]
+    layered: dict[str, Tensor]
     keys: tuple[str, ...]
-    layered: tuple[str, ...]
 
 
 def is_embedding(key: str, names: Collection[str]) -> bool:
@@ -65,7 +66,8 @@ def find_embeddings(label: str, tensors: Mapping[str, Tensor]) -> Found:
         UnsupportedLoraFormat: a wrong shape, values that are not finite, a token twice.
     """
     vectors: dict[str, Tensor] = {}
-    keys, layered = [], []
+    layered: dict[str, Tensor] = {}
+    keys = []
     for key, tensor in tensors.items():
         if not is_embedding(key, tensors):
             continue
@@ -78,15 +80,13 @@ def find_embeddings(label: str, tensors: Mapping[str, Tensor]) -> Found:
         if not torch.isfinite(tensor).all():
             raise UnsupportedLoraFormat(f"{label}: {key} holds values that are not finite numbers.")
         rows = tensor.detach().reshape(-1, tensor.shape[-1])
-        if match and match["concept"] and len(rows) > 1:
-            layered.append(key)
-            continue
         keys.append(key)
+        kind = layered if match and match["concept"] and len(rows) > 1 else vectors
         for token, own in _tokens(label, key, match, rows):
-            if token in vectors:
+            if token in vectors or token in layered:
                 raise UnsupportedLoraFormat(f"{label} has two embeddings for the token {token}.")
-            vectors[token] = own
-    return Found(vectors, tuple(keys), tuple(layered))
+            kind[token] = own
+    return Found(vectors, layered, tuple(keys))
 
 
 def _tokens(

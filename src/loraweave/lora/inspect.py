@@ -14,7 +14,7 @@ from loraweave.errors import LoraError, UnsupportedLoraFormat
 from loraweave.lora.adapter import adapter_from_file
 from loraweave.lora.alphas import read_configs
 from loraweave.lora.base import BaseGuess, describe_width, guess_base, model_width
-from loraweave.lora.embeddings import LAYERED, is_embedding
+from loraweave.lora.embeddings import FORMER_LAYERED, LAYERED, is_embedding
 from loraweave.lora.file import LoraFile, read_lora
 from loraweave.lora.keys import TensorName, kind_of, split_name
 from loraweave.lora.numbered import NUMBERED
@@ -184,7 +184,7 @@ class _Fitted:
             return
         self.dropped = list(adapter.dropped)
         self.landed = adapter.tensors - len(self.dropped)
-        self.tokens = list(adapter.embeddings)
+        self.tokens = list(adapter.tokens)
         for update in (*adapter.unet.values(), *adapter.text_encoder.values()):
             self.ranks[update.rank] += 1
             self.scales[round(update.scale, 6)] += 1
@@ -234,7 +234,7 @@ def _name(key: str) -> TensorName | None:
 def _format(path: Path, keys: list[str]) -> str:
     """Which program's names a file has."""
     found = Counter("textual inversion" if is_embedding(k, keys) else _names(k) for k in keys)
-    if any(key.startswith(LAYERED) for key in keys):
+    if any(key.startswith((LAYERED, FORMER_LAYERED)) for key in keys):
         return "ED-LoRA"
     if path.is_dir():
         return "PEFT"

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from loraweave.errors import BaseModelMismatch, UnsupportedLoraFormat
 from loraweave.lora.alphas import Alphas
-from loraweave.lora.base import BaseGuess, describe_width, guess_base, model_width, text_width
+from loraweave.lora.base import (
+    BaseGuess,
+    cross_attention_layers,
+    describe_width,
+    guess_base,
+    model_width,
+    text_width,
+)
 from loraweave.lora.build import IncompleteError, ShapeError, build, family
 from loraweave.lora.embeddings import Found, find_embeddings
 from loraweave.lora.keys import ModuleIndex, Role, TensorName, kind_of, split_name
@@ -36,11 +43,13 @@ class Matched:
     Attributes:
         updates: (component, module path) -> update.
         vectors: token -> (n, D).
-        dropped: names of the tensors that are in neither; empty unless that was allowed.
+        layered: token -> (X, D), a vector for each cross-attention layer.
+        dropped: names of the tensors that are in none; empty unless that was allowed.
     """
 
     updates: dict[Place, Update]
     vectors: dict[str, Tensor]
+    layered: dict[str, Tensor]
     dropped: tuple[str, ...]
 
 
@@ -77,13 +86,12 @@ def match_tensors(
         raise BaseModelMismatch(_mismatch(label, made_for, unet))
 
     found = find_embeddings(label, tensors)
-    _check_embeddings(label, found, width, made_for, unet, allow_partial)
-    rest = {key: t for key, t in tensors.items() if key not in (*found.keys, *found.layered)}
+    _check_embeddings(label, found, width, made_for, unet)
+    rest = {key: t for key, t in tensors.items() if key not in found.keys}
     named, dropped = _split_all(label, rest, index, allow_partial)
-    dropped = [*found.layered, *dropped]
 
     parts, missing = _assign(label, named, index)
-    if missing and not (parts or found.vectors):
+    if missing and not (parts or found.keys):
         raise BaseModelMismatch(
             _mismatch(label, made_for, unet) + f" No module fits ({missing[0]})."
         )
@@ -118,14 +126,14 @@ def match_tensors(
                     f"{label} is incomplete: {where} has {error}. {_PARTIAL}"
                 ) from None
             dropped += keys.values()
-    if not updates and not found.vectors:
+    if not updates and not found.keys:
         raise UnsupportedLoraFormat(f"{label}: nothing of the file can be used.")
     landed = [{role: tensors[key] for role, key in parts[place].items()} for place in updates]
     alphas.check(
         (family(roles) for roles in landed),
         any("magnitude" in roles or "dora_scale" in roles for roles in landed),
     )
-    return Matched(updates, found.vectors, tuple(dropped))
+    return Matched(updates, found.vectors, found.layered, tuple(dropped))
 
 
 def _numbers(role: Role, tensor: Tensor) -> bool:
@@ -141,20 +149,21 @@ def _may_fit(guess: BaseGuess, index: ModuleIndex, unet: nn.Module) -> bool:
     return not guess.foreign and all(a == b for a, b in pairs if a and b)
 
 
-def _check_embeddings(
-    label: str, found: Found, width: int, made_for: str, unet: nn.Module, allow_partial: bool
-) -> None:
-    for token, vectors in found.vectors.items():
+def _check_embeddings(label: str, found: Found, width: int, made_for: str, unet: nn.Module) -> None:
+    for token, vectors in {**found.vectors, **found.layered}.items():
         if vectors.shape[1] != width:
             raise BaseModelMismatch(
                 _mismatch(label, made_for, unet) + f" The embedding of {token} has width "
                 f"{vectors.shape[1]}, the text encoder {width}."
             )
-    if found.layered and not allow_partial:
-        raise UnsupportedLoraFormat(
-            f"{label} has an embedding for each layer of the UNet ({', '.join(found.layered)}), as "
-            f"ED-LoRA trains them; a token with one embedding is supported. {_PARTIAL}"
-        )
+    layers = cross_attention_layers(unet)
+    for token, vectors in found.layered.items():
+        if len(vectors) != layers:
+            raise BaseModelMismatch(
+                f"{label} has {len(vectors)} embeddings for the token {token}, one for each "
+                f"cross-attention layer of its base, but the loaded base has {layers} such layers. "
+                "Use the base that it was trained on (16 layers are Stable Diffusion 1.x)."
+            )
 
 
 def _split_all(

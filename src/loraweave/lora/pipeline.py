@@ -67,11 +67,11 @@ def gather_adapters(
 
 def _check_tokens(adapter: Adapter, scene: Scene) -> None:
     """A textual inversion alone acts only through its token, which must be in the prompt."""
-    if adapter.unet or adapter.text_encoder or not adapter.embeddings:
+    if adapter.unet or adapter.text_encoder or not adapter.tokens:
         return
     text = full_prompt(scene.parsed).text.lower()
-    if not any(token.lower() in text for token in adapter.embeddings):
-        tokens = " ".join(re.sub(r"([<>()|\[\]])", r"\\\1", token) for token in adapter.embeddings)
+    if not any(token.lower() in text for token in adapter.tokens):
+        tokens = " ".join(re.sub(r"([<>()|\[\]])", r"\\\1", token) for token in adapter.tokens)
         raise LoraError(
             f"{adapter.name!r} is a textual inversion and acts through its token, which is not in "
             f"the prompt; write [{tokens} noun]({adapter.name})"

@@ -16,6 +16,7 @@ from torch import Tensor
 from loraweave.errors import LoraError
 from loraweave.files import write_atomically
 from loraweave.lora.alphas import HEADER_CONFIG
+from loraweave.lora.embeddings import LAYERED
 
 Format = Literal["kohya", "diffusers"]
 _HALVES = {".lora_A.weight": "lora_down", ".lora_B.weight": "lora_up"}
@@ -30,6 +31,7 @@ def save_lora(
     alpha: float,
     metadata: Mapping[str, str] | None = None,
     format: Format = "kohya",
+    layered: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write a LoRA as float16 safetensors.
 
@@ -42,6 +44,7 @@ def save_lora(
         alpha: of every module; the update is applied at alpha / rank.
         metadata: further header texts, see `lora_metadata`.
         format: "kohya" carries alpha in tensors, "diffusers" in the header.
+        layered: of an ED-LoRA, token -> (X, D), a vector for each cross-attention layer.
 
     Raises:
         LoraError: nothing to save, wrong names, a value that float16 cannot hold, or a path that
@@ -61,6 +64,7 @@ def save_lora(
         raise LoraError(f"Unknown LoRA format {format!r}; it is 'kohya' or 'diffusers'.")
     if not tensors:
         raise LoraError("There is nothing to save: the LoRA has no tensors.")
+    tensors |= {f"{LAYERED}{token}": vectors for token, vectors in (layered or {}).items()}
     half = {name: t.detach().to("cpu", torch.float16).contiguous() for name, t in tensors.items()}
     for name, tensor in half.items():
         if not torch.isfinite(tensor).all():

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from loraweave.errors import TrainingError
 from loraweave.train.data import Example, examples_sha256, find_examples, load_picture, to_tensor
+from loraweave.train.edlora import tokens_of, with_tokens
 from loraweave.train.prior import class_examples
 from loraweave.train.settings import TrainSettings
 from loraweave.train.state import base_sha256
@@ -30,16 +31,18 @@ class Inputs:
 
     Attributes:
         size: (width, height) of the pictures in pixels.
-        prompt: "a <trigger> <class noun>"; the first caption if there is no trigger.
+        phrase: what stands for the subject: trigger and class noun, or an ED-LoRA's two tokens.
+        prompt: "a <phrase>"; the first caption if there is no trigger.
         class_prompt: "a <class noun>".
         captions: one for each picture.
         latents: (N, V, C, h, w), scaled as the denoiser wants them.
         class_latents: the same for the class pictures; None without prior preservation.
-        embeddings: text -> (1, T, D); empty if the text encoder is trained.
+        embeddings: text -> (1, T, D); empty if the text encoder or its tokens are trained.
         fingerprint: all that the result depends on, to recognise a checkpoint of the same run.
     """
 
     size: tuple[int, int]
+    phrase: str
     prompt: str
     class_prompt: str
     captions: list[str]
@@ -63,6 +66,8 @@ def checked_examples(
             "for example 'sks' and 'cat'; leave out both for a style, with a caption beside "
             "every picture."
         )
+    if settings.kind == "ed-lora":
+        tokens_of(trigger)
     examples = find_examples(folder)
     if not trigger and (bare := [e.path.name for e in examples if e.caption is None]):
         raise TrainingError(
@@ -89,10 +94,15 @@ def prepare(
             f"{pipe.vae.config.latent_channels}: inpainting models cannot be trained."
         )
     size = picture_size(pipe, settings.size)
-    prompt = f"a {trigger} {class_noun}" if trigger else str(examples[0].caption)
+    phrase, needed = f"{trigger} {class_noun}".strip(), trigger
+    if settings.kind == "ed-lora":
+        phrase = needed = " ".join(tokens_of(trigger))
+    prompt = f"a {phrase}" if trigger else str(examples[0].caption)
     class_prompt = f"a {class_noun}".strip()
     captions = [example.caption or prompt for example in examples]
-    _warn_without_trigger(captions, trigger)
+    if settings.kind == "ed-lora":
+        captions = [with_tokens(caption, trigger, class_noun) for caption in captions]
+    _warn_without_trigger(captions, needed)
 
     base = base_sha256(pipe)
     prior: list[Example] = []
@@ -116,7 +126,7 @@ def prepare(
     if prior:
         class_latents = encode_pictures(pipe, prior, size, settings.flip, generator, bar)
     embeddings: dict[str, Tensor] = {}
-    if not settings.text_encoder:
+    if not settings.text_encoder and settings.kind == "lora":
         with torch.no_grad():
             embeddings = {text: embed(pipe, [text]) for text in {*captions, class_prompt}}
     fingerprint = {
@@ -130,8 +140,9 @@ def prepare(
         "device": pipe.unet.device.type,
     }
     return Inputs(
-        size, prompt, class_prompt, captions, latents, class_latents, embeddings, fingerprint
-    )
+        size, phrase, prompt, class_prompt, captions, latents, class_latents, embeddings,
+        fingerprint,
+    )  # fmt: skip
 
 
 def picture_size(pipe: Any, side: int | None) -> tuple[int, int]:

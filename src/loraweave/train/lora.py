@@ -1,5 +1,5 @@
 """Training a LoRA from a folder of pictures: one subject (DreamBooth with low-rank updates) or,
-with captions and without a trigger, a style."""
+with captions and without a trigger, a style. Or an ED-LoRA of one subject."""
 
 import time
 from collections import Counter
@@ -15,8 +15,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
+from loraweave.backbone.sd1 import StableDiffusion1
 from loraweave.errors import TrainingError
 from loraweave.lora.save import Format, lora_metadata, save_lora
+from loraweave.train.edlora import new_vectors, saved_form
 from loraweave.train.inputs import Inputs, prepare
 from loraweave.train.loss import Batches, denoising_loss, training_scheduler
 from loraweave.train.prior import draw, save_png
@@ -26,7 +28,10 @@ from loraweave.train.state import load_state, lora_layers, save_state
 UNET_LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
 TEXT_LAYERS = ["q_proj", "k_proj", "v_proj", "out_proj"]
 
-Layers = dict[str, dict[str, nn.Parameter]]  # component -> name -> trainable parameter
+TOKENS = "tokens"
+
+Layers = dict[str, dict[str, nn.Parameter]]
+"""component -> name -> trainable parameter; an ED-LoRA's token vectors are a component, too"""
 
 
 @dataclass(frozen=True)
@@ -60,18 +65,24 @@ def train_lora(
     date: str | None = None,
     on_step: Callable[[int, float], None] | None = None,
 ) -> TrainReport:
-    """Train a LoRA on a folder of pictures and write it.
+    r"""Train a LoRA on a folder of pictures and write it.
 
     The pipeline is left exactly as it was, also when an exception or Ctrl-C ends the run. An
     interrupted run goes on from its last checkpoint when it is called again in the same way.
+
+    An ED-LoRA (`settings.kind`) gets two tokens from the trigger: `blackcat` makes <blackcat1> and
+    <blackcat2>, which stand for the subject together. Captions may have them, or "blackcat cat" in
+    their place as for a LoRA. In a prompt they are written `[\<blackcat1\> \<blackcat2\>](name)`,
+    or with the noun behind them, `[\<blackcat1\> \<blackcat2\> cat](name)`, which `[cat](name)`
+    becomes by itself.
 
     Args:
         pipe: any StableDiffusionPipeline, on any device, without LoRA layers.
         folder: pictures, each with an optional .txt caption beside it; without one the caption is
             "a <trigger> <class noun>".
         trigger: the word that shall stand for the subject; with the class noun it may be empty
-            when every picture has a caption, as for a style.
-        class_noun: what the subject is.
+            when every picture has a caption, as for a style. An ED-LoRA's is one plain word.
+        class_noun: what the subject is; of an ED-LoRA, one token of the base.
         out: the file to write, ending in .safetensors. Beside it: `<out>.state` until the run is
             complete, and the folders `<stem>-preview` and `<stem>-class`.
         settings: see `TrainSettings`.
@@ -99,7 +110,11 @@ def train_lora(
     with _progress_bar(progress) as bar, torch.enable_grad(), ExitStack() as stack:
         inputs = prepare(pipe, folder, trigger, class_noun, class_cache, settings, bar)
         batches = Batches(inputs, settings, scheduler.config["num_train_timesteps"])
-        layers = _wrap(pipe, settings, stack)
+        layers, backbone = _wrap(pipe, settings, stack), None
+        if settings.kind == "ed-lora":
+            layers[TOKENS] = new_vectors(pipe, trigger, class_noun, settings.seed + 2)
+            backbone = StableDiffusion1(pipe)
+            stack.enter_context(backbone.tokens(layers[TOKENS]))
         optimizer = _optimizer(layers, settings)
         scaler = torch.GradScaler(pipe.unet.device.type, enabled=settings.dtype == "float16")
         parts = {"optimizer": optimizer, "scaler": scaler, "batches": batches}
@@ -108,7 +123,7 @@ def train_lora(
         start = time.perf_counter()
         task = bar.add_task("training", total=settings.steps, completed=len(losses), note="")
         for step in range(len(losses) + 1, settings.steps + 1):
-            loss = denoising_loss(pipe, scheduler, batches.draw(), inputs, settings)
+            loss = denoising_loss(pipe, scheduler, batches.draw(), inputs, settings, backbone)
             losses.append(_checked(loss.item(), step))
             optimizer.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()
@@ -126,7 +141,7 @@ def train_lora(
                 values = {"lora": _values(layers), "losses": losses, "seconds": seconds}
                 save_state(checkpoint, inputs.fingerprint, state | values)
             if _due(step, settings.preview_every):
-                _preview(pipe, inputs, settings, out, step)
+                _preview(pipe, inputs, settings, out, step, backbone)
             if on_step is not None:
                 on_step(step, losses[-1])
         seconds = before + time.perf_counter() - start
@@ -139,6 +154,7 @@ def train_lora(
         alpha=settings.scale_alpha,
         metadata=_metadata(pipe, inputs, settings, out.stem, trigger, class_noun, date),
         format=format,
+        layered=saved_form(states.get(TOKENS, {})),
     )
     checkpoint.unlink(missing_ok=True)
     return TrainReport(settings.steps, seconds, losses, out)
@@ -175,7 +191,10 @@ def _wrap(pipe: Any, settings: TrainSettings, stack: ExitStack) -> Layers:
 
 
 def _optimizer(layers: Layers, settings: TrainSettings) -> torch.optim.AdamW:
-    rates = {"text_encoder": settings.text_learning_rate or settings.learning_rate}
+    rates = {
+        "text_encoder": settings.text_learning_rate or settings.learning_rate,
+        TOKENS: settings.embedding_learning_rate,
+    }
     groups = [
         {"params": list(parameters.values()), "lr": rates.get(component, settings.learning_rate)}
         for component, parameters in layers.items()
@@ -215,10 +234,18 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _preview(pipe: Any, inputs: Inputs, settings: TrainSettings, out: Path, step: int) -> None:
+def _preview(
+    pipe: Any, inputs: Inputs, settings: TrainSettings, out: Path, step: int,
+    backbone: StableDiffusion1 | None,
+) -> None:  # fmt: skip
+    words = inputs.prompt
+    if backbone is not None:  # the pipeline itself does not know the tokens
+        with torch.no_grad():
+            negative, positive = backbone.encode(["", inputs.prompt]).split(1)
+        words = negative, positive
     image = draw(
         pipe,
-        inputs.prompt,
+        words,
         settings.seed,
         inputs.size,
         settings.preview_steps,
@@ -238,16 +265,17 @@ def _metadata(
     date: str | None,
 ) -> dict[str, str]:
     """Header texts of the finished file."""
-    phrase = f"{trigger} {class_noun}".strip()
+    if settings.kind == "ed-lora":
+        trigger = inputs.phrase
     tags = Counter(tag.strip() for caption in inputs.captions for tag in caption.split(","))
     texts = lora_metadata(
         title=title,
-        trigger_phrase=phrase,
+        trigger_phrase=inputs.phrase,
         resolution=inputs.size,
         learning_rate=settings.learning_rate,
         images=len(inputs.captions),
         steps=settings.steps,
-        tag_frequency={f"1_{phrase}": dict(tags)},
+        tag_frequency={f"1_{inputs.phrase}": dict(tags)},
         base_version="sd_v2" if pipe.unet.config.cross_attention_dim == 1024 else "sd_v1",
         prediction_type=pipe.scheduler.config.get("prediction_type", "epsilon"),
         date=date,

@@ -15,6 +15,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.training_utils import compute_snr
 from torch import Tensor
 
+from loraweave.backbone.sd1 import StableDiffusion1
 from loraweave.errors import TrainingError
 from loraweave.train.inputs import Inputs, embed
 from loraweave.train.settings import TrainSettings
@@ -100,14 +101,23 @@ class Batches:
 
 
 def denoising_loss(
-    pipe: Any, scheduler: DDPMScheduler, batch: Batch, inputs: Inputs, settings: TrainSettings
-) -> Tensor:
-    """Loss of one batch, a scalar with gradient to the LoRA layers that are in the pipeline."""
+    pipe: Any, scheduler: DDPMScheduler, batch: Batch, inputs: Inputs, settings: TrainSettings,
+    backbone: StableDiffusion1 | None = None,
+) -> Tensor:  # fmt: skip
+    """Loss of one batch, a scalar with gradient to the LoRA layers that are in the pipeline.
+
+    Args:
+        pipe, scheduler, batch, inputs, settings: of the run.
+        backbone: of an ED-LoRA, one that knows the tokens; the gradient goes to their vectors, too.
+    """
     unet = pipe.unet
     noisy = scheduler.add_noise(batch.latents, batch.noise, batch.times)  # type: ignore[arg-type]
     dtype = getattr(torch, settings.dtype)
     with torch.autocast(unet.device.type, dtype, enabled=dtype != torch.float32):
-        if settings.text_encoder:
+        if backbone is not None:
+            different = list(dict.fromkeys(batch.texts))
+            text = backbone.encode(different)[[different.index(text) for text in batch.texts]]
+        elif settings.text_encoder:
             text = embed(pipe, batch.texts)
         else:
             text = torch.cat([inputs.embeddings[text] for text in batch.texts])

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from loraweave.errors import TrainingError
 from loraweave.files import write_atomically
@@ -84,24 +85,28 @@ def _claim(cache: Path, record: dict[str, Any]) -> None:
 
 
 def draw(
-    pipe: Any, prompt: str, seed: int, size: tuple[int, int], steps: int, guidance_scale: float
-) -> Image.Image | None:
+    pipe: Any, prompt: str | tuple[Tensor, Tensor], seed: int, size: tuple[int, int], steps: int,
+    guidance_scale: float,
+) -> Image.Image | None:  # fmt: skip
     """One picture; None if the safety checker hid it. The pipeline is left as it was.
 
     Args:
         pipe: any Stable Diffusion pipeline.
-        prompt: what to draw.
+        prompt: what to draw: a text, or the states (1, T, D) of an empty one and of a text.
         seed: of the first noise.
         size: (width, height) in pixels.
         steps: denoising steps.
         guidance_scale: of classifier-free guidance.
     """
+    words: dict[str, Any] = {"prompt": prompt}
+    if not isinstance(prompt, str):
+        words = {"negative_prompt_embeds": prompt[0], "prompt_embeds": prompt[1]}
     before = dict(vars(pipe))  # a call leaves its guidance scale and the like in the pipeline
     try:
         pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
         pipe.set_progress_bar_config(disable=True)
         output = pipe(
-            prompt,
+            **words,
             width=size[0],
             height=size[1],
             num_inference_steps=steps,

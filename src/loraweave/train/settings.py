@@ -13,6 +13,8 @@ class TrainSettings:
     """Settings of `train_lora`; everything that is not plausible is refused at once.
 
     Attributes:
+        kind: "lora", or "ed-lora" for a LoRA with two tokens of its own whose vectors are trained,
+            too, one for each cross-attention layer (Mix-of-Show).
         rank: of every update.
         alpha: the update is applied at alpha / rank; None for alpha = rank.
         learning_rate: of AdamW for the denoiser's updates.
@@ -21,8 +23,10 @@ class TrainSettings:
         seed: of everything random.
         size: side of the square training picture in pixels; None for the model's own size.
         flip: also train on mirrored pictures; wrong for subjects that are not symmetric.
-        text_encoder: also train the text encoder's attention.
+        text_encoder: also train the text encoder's attention; None for what the kind says: an
+            ED-LoRA trains it, a LoRA does not. It is True or False once the settings are made.
         text_learning_rate: of the text encoder's updates; None for `learning_rate`.
+        embedding_learning_rate: of an ED-LoRA's token vectors.
         prior: weight of the prior-preservation loss (DreamBooth, section 3.2); 0 switches it off.
         class_images: how many class pictures to draw with the base model for it.
         class_folder: class pictures to use instead of drawing some.
@@ -38,6 +42,7 @@ class TrainSettings:
         guidance_scale: for previews and class pictures.
     """
 
+    kind: Literal["lora", "ed-lora"] = "lora"
     rank: int = 8
     alpha: float | None = None
     learning_rate: float = 1e-4
@@ -46,8 +51,9 @@ class TrainSettings:
     seed: int = 0
     size: int | None = None
     flip: bool = False
-    text_encoder: bool = False
+    text_encoder: bool | None = None
     text_learning_rate: float | None = None
+    embedding_learning_rate: float = 1e-3
     prior: float = 0.0
     class_images: int = 100
     class_folder: str | Path | None = None
@@ -67,7 +73,7 @@ class TrainSettings:
         for name in ("seed", "checkpoint_every", "preview_every"):
             self._need(name, _whole(getattr(self, name), 0), "a whole number of at least 0")
         self._need("size", self.size is None or _whole(self.size, 1), "a number of pixels")
-        for name in ("learning_rate", "max_grad_norm"):
+        for name in ("learning_rate", "embedding_learning_rate", "max_grad_norm"):
             self._need(name, _number(getattr(self, name), positive=True), "a number above 0")
         for name in ("alpha", "text_learning_rate", "min_snr"):
             value = getattr(self, name)
@@ -76,6 +82,9 @@ class TrainSettings:
             self._need(name, _number(getattr(self, name)), "a number of at least 0")
         known = ("float32", "bfloat16", "float16")
         self._need("dtype", self.dtype in known, f"one of {', '.join(known)}")
+        self._need("kind", self.kind in ("lora", "ed-lora"), "one of lora, ed-lora")
+        if self.text_encoder is None:
+            object.__setattr__(self, "text_encoder", self.kind == "ed-lora")
 
     def _need(self, name: str, fine: bool, expected: str) -> None:
         if not fine:

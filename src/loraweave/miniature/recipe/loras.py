@@ -1,12 +1,15 @@
 """Stage 3: the LoRAs, by the package's own trainer, from drawings in a folder.
 
 They differ as people's files do: half of them also train the text encoder, a quarter have
-kohya's names and an alpha that is not the rank, the others diffusers' names.
+kohya's names and an alpha that is not the rank, the others diffusers' names. Six concepts have an
+ED-LoRA, too, for methods to be tried with both kinds: `blackcat_ed`, its tokens <blackcat1> and
+<blackcat2>.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from diffusers import StableDiffusionPipeline
 from PIL import Image
@@ -19,6 +22,8 @@ from ..world.captions import PLACES
 
 PICTURES = 20
 RANK, RATE = 8, 1e-3
+ED_RANK = 4
+ED_CONCEPTS = ("blackcat", "golddog", "lilacrabbit", "mintbird", "racecar", "tinrobot")
 
 Examples = Iterator[tuple[Image.Image, str]]
 
@@ -34,6 +39,8 @@ class Plan:
         alpha: of every update.
         text_encoder: whether it is trained, too.
         longer: times as many steps as the others: what is worn is small.
+        kind: "ed-lora" for one with tokens of its own.
+        rank: of every update.
     """
 
     trigger: str
@@ -43,13 +50,16 @@ class Plan:
     alpha: float
     text_encoder: bool
     longer: float = 1.0
+    kind: Literal["lora", "ed-lora"] = "lora"
+    rank: int = RANK
 
     def settings(self, steps: int) -> TrainSettings:
         """For the trainer; the rate makes up for alpha."""
         return TrainSettings(
-            rank=RANK, alpha=self.alpha, learning_rate=RATE * RANK / self.alpha,
-            steps=round(steps * self.longer), batch_size=8, text_encoder=self.text_encoder,
-            text_learning_rate=RATE / 2, dtype="bfloat16",
+            kind=self.kind, rank=self.rank, alpha=self.alpha,
+            learning_rate=RATE * self.rank / self.alpha, steps=round(steps * self.longer),
+            batch_size=8, text_encoder=self.text_encoder, text_learning_rate=RATE / 2,
+            dtype="bfloat16",
         )  # fmt: skip
 
 
@@ -60,6 +70,12 @@ def plans() -> dict[str, Plan]:
         taught[name] = concept.trigger, concept.kind, _individual(concept)
     for name, extra in EXTRAS.items():
         taught[name] = extra.trigger, extra.noun, _extra(name)
+    return {**_ordinary(taught), **_ed_loras()}
+
+
+def _ordinary(
+    taught: dict[str, tuple[str, str, Callable[[int, int], Examples]]],
+) -> dict[str, Plan]:
     return {
         name: Plan(
             *words, format="kohya" if i % 4 == 1 else "diffusers",
@@ -70,11 +86,21 @@ def plans() -> dict[str, Plan]:
     }  # fmt: skip
 
 
-def _individual(concept: ConceptSpec) -> Callable[[int, int], Examples]:
+def _ed_loras() -> dict[str, Plan]:
+    return {
+        f"{name}_ed": Plan(
+            name, KNOWN[name].kind, _individual(KNOWN[name], name), format="diffusers",
+            alpha=ED_RANK, text_encoder=True, kind="ed-lora", rank=ED_RANK,
+        )
+        for name in ED_CONCEPTS
+    }  # fmt: skip
+
+
+def _individual(concept: ConceptSpec, trigger: str | None = None) -> Callable[[int, int], Examples]:
     def draw(count: int, size: int) -> Examples:
         for drawn in training_drawings(concept.name, count, size):
             place = PLACES[drawn.drawing.background]
-            yield drawn.image, f"a {concept.trigger} {concept.kind} {place}"
+            yield drawn.image, f"a {trigger or concept.trigger} {concept.kind} {place}"
 
     return draw
 
