@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -58,7 +59,7 @@ def exclusive_between(
 
 def _strongest(mask: np.ndarray, strength: np.ndarray) -> np.ndarray:
     """The connected piece with the most attention; the strongest position if nothing is left."""
-    pieces, count = ndimage.label(mask)
+    pieces, count = cast(tuple[np.ndarray, int], ndimage.label(mask))
     if not count:
         return strength == strength.max()
     sums = ndimage.sum_labels(strength, pieces, range(1, count + 1))
