@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, T2IAdapter
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from transformers import CLIPTokenizer
 
@@ -16,6 +16,7 @@ from ..golden import golden_blocks
 from ..half import save_half
 from ..judge import Judge
 from ..segmenter import Segmenter
+from ..sketch import NAME as SKETCH
 from ..style_reader import StyleReader
 from ..world import CROWDED_WORLD, FIRST_WORLD, FULL_WORLD, TAUGHT_WORLD, WorldSettings
 from .alone import alone_pictures
@@ -27,6 +28,7 @@ from .judge import new_judge, save_judge, train_segmenter
 from .loras import train_loras
 from .pool import build_pool
 from .run import Run
+from .sketch import train_adapter
 from .style import train_style_reader
 from .tokenizer import train_tokenizer
 from .vae import train_vae
@@ -63,6 +65,7 @@ class Size:
         decoder_steps: of the decoder alone, at the end.
         views: drawings of each concept on each class for the judge.
         lora_steps: of each LoRA.
+        sketch_steps: of the adapter for sketches.
         alone: pictures of each LoRA alone for the judge, two or more.
         loras: names of those that are made; all if None.
     """
@@ -81,6 +84,7 @@ class Size:
     decoder_steps: int
     views: int
     lora_steps: int
+    sketch_steps: int
     alone: int
     loras: tuple[str, ...] | None = None
 
@@ -106,6 +110,7 @@ SIZES = {
         decoder_steps=1500,
         views=8,
         lora_steps=160,
+        sketch_steps=3000,
         alone=40,
     ),
     "trial": Size(
@@ -123,6 +128,7 @@ SIZES = {
         decoder_steps=2,
         views=1,
         lora_steps=1,
+        sketch_steps=2,
         alone=2,
         loras=("blackcat", "golddog", "pencil"),
     ),
@@ -151,6 +157,7 @@ def train_miniature(folder: str | Path, size: str = "small", seed: int = 0) -> d
     run.log("start", size=size, seed=seed, torch=torch.__version__)
     tokenizer = train_tokenizer(seed=seed)
     vae = pipe = None
+    leg = run
     for number, part in enumerate(recipe.parts):
         leg = Run(run.folder / f"part{number}", seed + number)
         vae = _autoencoder(leg, part, recipe.pixels, vae)
@@ -160,12 +167,15 @@ def train_miniature(folder: str | Path, size: str = "small", seed: int = 0) -> d
     assert vae is not None
     assert pipe is not None
     loras = train_loras(pipe, run.folder, recipe.lora_steps, recipe.loras)
-    world = replace(recipe.parts[-1].world, mirrored=0.5)
+    last = recipe.parts[-1]
+    pool = build_pool(leg, vae, last.world, recipe.pixels, last.pool)
+    adapter = train_adapter(run, pipe, pool, recipe.pixels, recipe.sketch_steps)
+    world = replace(last.world, mirrored=0.5)
     pipe.vae = train_decoder(run, pipe.vae, world, recipe.pixels, recipe.decoder_steps)
     judge, finder = _judge(run, recipe, vae, pipe)
     judge = calibrated(run, judge, alone_pictures(run, pipe, loras, recipe.alone))
     reader = train_style_reader(run, vae, recipe.style_steps, recipe.style_scenes)
-    weights = collect(run.folder, judge, finder, reader, pipe)
+    weights = collect(run.folder, judge, finder, reader, adapter, pipe)
     return {"folder": str(weights), "size": size}
 
 
@@ -211,7 +221,7 @@ def _judge(
 
 
 def collect(
-    folder: Path, judge: Judge, finder: Segmenter, reader: StyleReader,
+    folder: Path, judge: Judge, finder: Segmenter, reader: StyleReader, adapter: T2IAdapter,
     pipe: StableDiffusionPipeline,
 ) -> Path:  # fmt: skip
     """Bring the results together as they ship: fp16, one folder for base, LoRAs and judge.
@@ -222,6 +232,7 @@ def collect(
     shutil.rmtree(fresh, ignore_errors=True)
     pipe.to(torch.float16).save_pretrained(fresh / "base", safe_serialization=True)
     shutil.copytree(folder / "loras", fresh / "loras", ignore=shutil.ignore_patterns("*.state"))
+    adapter.half().save_pretrained(fresh / SKETCH)
     save_judge(judge, fresh / "judge")
     save_half(reader.state_dict(), fresh / "judge" / "style.safetensors")
     save_half(finder.state_dict(), fresh / "finder.safetensors")
