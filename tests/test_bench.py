@@ -11,6 +11,9 @@ from loraweave.bench import report, run_jobs, suite_jobs
 from loraweave.bench.jobs import miniature_version
 from loraweave.bench.run import result_file
 from loraweave.cli import app
+from loraweave.layout.boxes import intersection_over_union
+from loraweave.miniature.judge import load_judge
+from loraweave.miniature.prompts import PLACED, SUITES, scenes
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +97,66 @@ def test_command_line(tmp_path):
     bad = CliRunner().invoke(app, ["bench", "run", "pairs", "--set", "clora.speed=2"])
     assert bad.exit_code == 2
     assert "no setting 'speed'" in bad.stderr
+
+
+def test_placed_scenes_have_tight_boxes_and_room_for_everybody():
+    for suite, count in SUITES.items():
+        for scene in scenes(suite, "report", 2):
+            assert scene.placed == (suite in PLACED)
+            if not scene.placed:
+                assert scene.width == 128
+                continue
+            boxes, drawing = scene.boxes(), scene.drawing()
+            assert len(boxes) == len(drawing.masks) == count + (suite == "attributes")
+            assert drawing.image.size == (scene.width, 128)
+            for box, mask in zip(boxes.values(), drawing.masks):
+                x0, y0, x1, y1 = (
+                    round(edge * side) for edge, side in zip(box, (scene.width, 128) * 2)
+                )
+                assert mask[y0:y1, x0:x1].sum() == mask.sum()
+                for edge in (mask[y0], mask[y1 - 1], mask[:, x0], mask[:, x1 - 1]):
+                    assert edge.any(), "no room around the subject"
+    assert [scenes(f"boxes{n}", "report", 1)[0].width for n in (2, 3, 4, 5)] == [128, 192, 256, 320]
+
+
+def test_placed_scenes_are_reported_with_their_places(tmp_path):
+    jobs = suite_jobs("boxes3", ["masked", "merge"], steps=1)[:2]
+    assert [job.settings.get("layout") for job in jobs] == ["regions", None]
+    run_jobs(jobs, tmp_path)
+    table = report(jobs, tmp_path, against="merge")
+    for rates in table.values():
+        for key in ("right_in_place", "layout_iou", "likeness"):
+            assert 0 <= rates[key]["low"] <= rates[key]["high"] <= 1
+    found = json.loads(result_file(tmp_path, "boxes3", "masked").read_text())["jobs"]
+    (row,) = found.values()
+    assert set(row["places"]) == set(row["likeness"]) == set(jobs[0].names)
+    assert "attribute" not in row["job"]
+
+
+def test_a_coloured_subject_without_a_lora_is_judged_by_its_colour(tmp_path):
+    jobs = suite_jobs("attributes", ["lora_composer"], steps=1)[:1]
+    (name,), (kind, colour) = jobs[0].names, jobs[0].attribute
+    assert jobs[0].scene.prompt.count(f"and a [{colour} {kind}](other)") == 1
+    run_jobs(jobs, tmp_path)
+    (row,) = json.loads(result_file(tmp_path, "attributes", "lora_composer").read_text())[
+        "jobs"
+    ].values()
+    assert set(row["outcomes"]) == set(row["places"]) == {name, "other"}
+    assert set(row["likeness"]) == {name}
+    judge = load_judge()
+    drawn = jobs[0].scene.drawing().image
+    assert judge.dominant_colour(drawn, kind) == colour
+    assert judge.dominant_colour(drawn, "mushroom" if kind != "mushroom" else "boat") is None
+
+
+def test_the_judge_looks_at_wide_pictures():
+    """In the drawing of a wide scene everybody is right and in place."""
+    right = []
+    for n in (3, 5):
+        for scene in scenes(f"boxes{n}", "tuning", 3):
+            verdict = load_judge().examine(scene.drawing().image, scene.names)
+            right += [outcome == "right" for outcome in verdict.outcomes.values()]
+            for name, box in scene.boxes().items():
+                if name in verdict.assigned:
+                    assert intersection_over_union(verdict.assigned[name].box, box) > 0.6
+    assert sum(right) / len(right) > 0.85

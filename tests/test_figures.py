@@ -149,3 +149,12 @@ def test_a_failing_write_keeps_the_old_file(tmp_path, monkeypatch, write):
         write(path)
     assert [p.name for p in tmp_path.iterdir()] == ["figure.png"]
     assert path.read_text() == "old"
+
+
+def test_boxes_are_drawn_into_a_copy():
+    plain = Image.new("RGB", (8, 4))
+    drawn = figures.with_boxes(plain, [(0.25, 0, 0.75, 1)], scale=4)
+    assert drawn.size == (32, 16)
+    assert drawn.getpixel((8, 8)) == figures.RED
+    assert drawn.getpixel((16, 8)) == (0, 0, 0)
+    assert plain.getextrema() == ((0, 0),) * 3
