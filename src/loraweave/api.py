@@ -15,11 +15,9 @@ from .backbone.tokens import joint_embeddings
 from .conditioning import Given, check_conditions, given_conditions, prepare
 from .denoise.composition import composition
 from .denoise.executor import Executor, executing
-from .denoise.looking import attention_of_nouns
-from .denoise.loop import StepScheduler, Trace, denoise
+from .denoise.loop import StepScheduler, Trace, denoise, for_scheduler
 from .errors import MethodError, SceneError
-from .layout.auto import SHARE, boxes_of
-from .layout.regions import as_masks
+from .laying_out import check_auto, lay_out, sorted_regions
 from .loading import base_identity, with_folder_loras, with_shipped_loras
 from .lora.adapter import Adapter
 from .lora.blocks import with_blocks
@@ -27,7 +25,6 @@ from .lora.pipeline import gather_adapters
 from .lora.trigger import fill_triggers
 from .methods import Method, MethodSettings, get_method
 from .output import ComposeOutput, versions
-from .region import Region, in_order
 from .scene import Condition, LoraRef, Scene
 
 LoraSource = str | Path | LoraRef
@@ -118,7 +115,7 @@ def compose(
     with_files, at_hand = given_conditions(conditions or ())
     if isinstance(prompt, Scene):
         scene = prompt
-        plain, masks_at_hand = _sorted_out(regions, scene)
+        plain, masks_at_hand = sorted_regions(regions, scene)
         given = {
             "loras": loras, "regions": plain, "conditions": with_files,
             "negative_prompt": negative_prompt,
@@ -139,7 +136,7 @@ def compose(
             loras=dict(loras or {}), prompts=dict(prompts or {}),  # type: ignore[arg-type]
             conditions=with_files,
         )  # fmt: skip
-        plain, masks_at_hand = _sorted_out(regions, scene)
+        plain, masks_at_hand = sorted_regions(regions, scene)
         scene = scene.replace(regions=plain) if plain else scene
     if isinstance(method, Method):
         if settings is not None:
@@ -202,7 +199,7 @@ def compose(
         method.check(composed)
         given = dict(composed.regions)
         lacking = [c.name for c in composed.concepts if c.name not in given]
-        _check_auto(auto_regions, method, lacking)
+        check_auto(auto_regions, method, lacking)
         for part in _batches(sources, 1 if auto_regions else batch_size):
             caveats += [
                 _caveat(pipe, scene, own_generator, own_latents, callback_on_step_end,
@@ -215,7 +212,7 @@ def compose(
                 for own_generator, own_latents in part
             ])  # fmt: skip
             if auto_regions:
-                found = _laid_out(executor, noise, [g for g, _ in part])
+                found = lay_out(executor, noise, [g for g, _ in part])
                 composed.regions = {**given, **{name: [found[name]] for name in lacking}}
                 boxes.append({name: found[name].model_dump(mode="json") for name in lacking})
             z, trace = _draw(executor, method, scene, noise, [g for g, _ in part],
@@ -260,24 +257,6 @@ def compose(
     return ComposeOutput(_joined(images, output_type), masks, maps, info)
 
 
-def _sorted_out(
-    regions: Mapping[str, Any] | Sequence[Any] | None, scene: Scene
-) -> tuple[dict[str, tuple[Region, ...]], dict[str, list[Tensor]]]:
-    """The regions that a scene can hold, and the masks that are at hand."""
-    plain: dict[str, tuple[Region, ...]] = {}
-    masks: dict[str, list[Tensor]] = {}
-    named = regions or {}
-    if not isinstance(named, Mapping):
-        named = in_order(named, [concept.name for concept in scene.concepts])
-    for name, given in named.items():
-        found = as_masks(name, given)
-        if own := tuple(region for region in found if isinstance(region, Region)):
-            plain[name] = own
-        if at_hand := [mask for mask in found if isinstance(mask, Tensor)]:
-            masks[name] = at_hand
-    return plain, masks
-
-
 def _draw(
     executor: Executor, method: Method, scene: Scene, noise: Tensor,
     generators: list[torch.Generator | None], callback, progress: bool,
@@ -285,7 +264,7 @@ def _draw(
     pipe = executor.backbone.pipe
     scheduler = StepScheduler(
         pipe.scheduler, scene.num_inference_steps, executor.backbone.device,
-        _for_scheduler(generators),
+        for_scheduler(generators),
     )  # fmt: skip
     stages = method.stages(executor.composition, executor, scheduler)
 
@@ -303,44 +282,8 @@ def _draw(
     return z, stages[-1].trace
 
 
-def _check_auto(wanted: bool, method: Method, lacking: Sequence[str]) -> None:
-    if not wanted:
-        return
-    if method.regions == "no":
-        raise MethodError(f"{method.name} takes no regions; leave auto_regions out")
-    if getattr(method.settings, "layout", "regions") != "regions":
-        raise MethodError(f"{method.name} with layout 'strips' cuts the picture itself; leave out "
-                          "auto_regions or the setting")  # fmt: skip
-    if not lacking:
-        raise SceneError("every concept has a region already; leave out auto_regions")
-
-
-def _laid_out(
-    executor: Executor, noise: Tensor, generators: list[torch.Generator | None]
-) -> dict[str, Region]:
-    """By concept a box where the base model's attention puts it, for one picture."""
-    composition = executor.composition
-    states = [None if g is None else g.get_state() for g in generators]
-    scheduler = StepScheduler(
-        executor.backbone.pipe.scheduler, composition.scene.num_inference_steps,
-        executor.backbone.device, _for_scheduler(generators),
-    )  # fmt: skip
-    maps = attention_of_nouns(executor, scheduler, scheduler.initial(noise), SHARE)
-    for generator, state in zip(generators, states):  # the run itself draws as if not looked at
-        if generator is not None and state is not None:
-            generator.set_state(state)
-    nouns = [concept.noun for concept in composition.concepts]
-    boxes = boxes_of(maps[0].cpu(), nouns)
-    return {c.name: Region(box=box) for c, box in zip(composition.concepts, boxes)}
-
-
 def _batches(sources: list, size: int) -> list[list]:
     return [sources[start : start + size] for start in range(0, len(sources), size)]
-
-
-def _for_scheduler(generators: list[torch.Generator | None]) -> Any:
-    """What `randn_tensor` takes: one generator, or one for each picture."""
-    return generators[0] if len({id(g) for g in generators}) == 1 else generators
 
 
 @contextmanager
