@@ -273,7 +273,7 @@ def test_regions_for_a_method_that_takes_none(refused, method):
 
 def test_regions_that_fit_nothing(refused):
     refused(SceneError, "'b'", "no concept", regions={"b": {"box": (0, 0, 1, 1)}})
-    refused(RegionError, "regions.a", "outside", regions={"a": {"box": (0, 0, 2, 1)}})
+    refused(RegionError, "regions.a", "outside", regions={"a": {"box": (0, 0, 1.5, 1)}})
     refused(RegionError, "regions.a", "neither", regions={"a": {}})
 
 

@@ -194,9 +194,6 @@ def test_what_would_be_left_out_is_refused(pipe, files):
     with pytest.raises(MethodError, match=r"without the base pass .* ink"):
         draw(pipe, behind, "clora", settings={"base_pass": False})
     worn = scene_of(files, "a [sks cat](a) with a [ball](hat)", hat="a")
-    strips = {"layout": "strips", "text": "alone"}
-    with pytest.raises(MethodError, match="no place for the words of hat"):
-        draw(pipe, worn, "masked", settings=strips)
     boxed = worn.replace(regions={"a": {"box": (0, 0, 1, 1)}})
     with pytest.raises(MethodError, match="regions for a; leave out one"):
         draw(pipe, boxed, "masked", settings={"layout": "strips"})

@@ -9,7 +9,7 @@ from torch import Tensor
 from .denoise.executor import Executor
 from .denoise.looking import attention_of_nouns
 from .denoise.loop import StepScheduler, for_scheduler
-from .errors import MethodError, SceneError
+from .errors import MethodError, RegionError, SceneError
 from .layout.auto import SHARE, boxes_of
 from .layout.regions import as_masks
 from .methods import Method
@@ -35,7 +35,10 @@ def sorted_regions(
     if not isinstance(named, Mapping):
         named = in_order(named, [concept.name for concept in scene.concepts])
     for name, given in named.items():
-        found = as_masks(name, given)
+        try:
+            found = as_masks(name, given)
+        except RegionError as error:
+            raise RegionError(f"regions.{name}: {error}") from None
         if own := tuple(region for region in found if isinstance(region, Region)):
             plain[name] = own
         if at_hand := [mask for mask in found if isinstance(mask, Tensor)]:
