@@ -71,10 +71,8 @@ def test_pictures_are_as_colourful_as_drawings(pipe):
 
 
 def test_every_lora_is_as_planned():
-    made, ships = plans(), set(lora_names())
-    # ED-LoRAs may be missing: each is a second one of a concept whose ordinary LoRA ships.
-    assert {n for n, plan in made.items() if plan.kind == "lora"} <= ships <= set(made)
-    for name, plan in ((name, made[name]) for name in sorted(ships)):
+    assert lora_names() == sorted(plans())
+    for name, plan in plans().items():
         report = inspect_lora(lora_file(name))
         ed = plan.kind == "ed-lora"
         assert report.kind == ("ED-LoRA" if ed else plan.format)
