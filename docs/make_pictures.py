@@ -9,15 +9,15 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from loraweave.api import compose
-from loraweave.evaluate.figures import labelled_grid
+from loraweave.evaluate.figures import labelled_grid, maps_figure, with_boxes
 from loraweave.loading import load
 from loraweave.lora_ref import LoraRef
 from loraweave.methods import METHODS
 from loraweave.miniature.checks.pictures import drawn
 from loraweave.miniature.demo import run_demo
 from loraweave.miniature.extras import EXTRAS
-from loraweave.miniature.judged import SceneDrawer
-from loraweave.miniature.prompts import listed, scenes
+from loraweave.miniature.judged import LEAST_OVERLAP, Judged, SceneDrawer
+from loraweave.miniature.prompts import PLACED, listed, scenes
 from loraweave.miniature.recipe.loras import plans
 from loraweave.miniature.shipped import lora_file
 from loraweave.miniature.sketch import sketch_of
@@ -145,6 +145,43 @@ def sketch_sample(pipe: StableDiffusionPipeline, path: Path, steps: int = 50) ->
     labelled_grid(rows, labels, path, title="a sketch to draw after, on the miniature")
 
 
+def boxes_sample(drawer: SceneDrawer, path: Path, steps: int = 50) -> None:
+    """The first report scenes of two to five concepts, by methods with and without boxes."""
+    methods = ["merge", "regional", "masked", "lora_composer"]
+    rows, marks = [], []
+    for suite in PLACED[:4]:
+        for scene in scenes(suite, "report", 2):
+            judged = [drawer.draw(scene, method, steps=steps) for method in methods]
+            boxes = list(scene.boxes().values())
+            rows.append((", ".join(scene.names), [
+                with_boxes(image, boxes)
+                for image in (scene.drawing().image, *(one.images[0] for one in judged))
+            ]))  # fmt: skip
+            marks.append([None, *(_in_place(one) for one in judged)])
+    title = (
+        "boxes of drawings and what is drawn into them, on the miniature; green: all right and "
+        "in their boxes; merge gets no boxes"
+    )
+    labels = ["drawing", *(name.replace("_", " ") for name in methods)]
+    labelled_grid(rows, labels, title=title, marks=marks).quantize(256).save(path, optimize=True)
+
+
+def _in_place(judged: Judged) -> bool:
+    places = judged.places or {}
+    return judged.right == 1 and min(places.values()) >= LEAST_OVERLAP
+
+
+def boxes_maps(pipe: StableDiffusionPipeline, path: Path) -> None:
+    """Attention and masks of LoRA-Composer in a scene of three."""
+    scene = scenes("boxes3", "report", 2)[0]
+    output = compose(
+        pipe, scene.prompt, loras={n: lora_file(n) for n in scene.names}, method="lora_composer",
+        regions=scene.boxes(), width=scene.width, progress=False,
+        generator=torch.Generator().manual_seed(scene.seed),
+    )  # fmt: skip
+    maps_figure(output, 0, path, title=f"lora_composer, on the miniature: {', '.join(scene.names)}")
+
+
 def _by_clora(
     pipe: StableDiffusionPipeline, prompt: str, loras: dict[str, LoraRef], seed: int
 ) -> Image.Image:
@@ -169,6 +206,8 @@ def main() -> None:
     accessory_sample(pipe, PICTURES / "accessory.png")
     sketch_sample(pipe, PICTURES / "sketch.png")
     methods_sample(SceneDrawer(), PICTURES / "methods.png")
+    boxes_sample(SceneDrawer(), PICTURES / "boxes.png")
+    boxes_maps(pipe, PICTURES / "boxes_maps.png")
     with tempfile.TemporaryDirectory() as folder:
         run_demo(Path(folder))
         for name in ("grid.png", "maps.png", "clora.png", "merge.png"):

@@ -127,6 +127,9 @@ def test_placed_scenes_are_reported_with_their_places(tmp_path):
     for rates in table.values():
         for key in ("right_in_place", "layout_iou", "likeness"):
             assert 0 <= rates[key]["low"] <= rates[key]["high"] <= 1
+    assert set(table["masked"]["minus_merge"]) == {
+        "concepts_right", "pictures_right", "right_in_place",
+    }  # fmt: skip
     found = json.loads(result_file(tmp_path, "boxes3", "masked").read_text())["jobs"]
     (row,) = found.values()
     assert set(row["places"]) == set(row["likeness"]) == set(jobs[0].names)

@@ -1,6 +1,6 @@
 """Rates of a suite's results, with intervals and paired differences."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -19,7 +19,8 @@ def report(jobs: Sequence[Job], folder: Path, against: str | None = None) -> dic
     """By method: success of concepts and pictures, classes of failure, cost, differences.
 
     Intervals are 95 % bootstrap intervals over scene-seeds; differences (in the share of right
-    concepts, and in right pictures) are over the scene-seeds that both methods have.
+    concepts, in right pictures, and in the share of concepts right and in place) are over the
+    scene-seeds that both methods have.
 
     Args:
         jobs: what is reported; those that are not finished are counted as `open`.
@@ -47,17 +48,24 @@ def report(jobs: Sequence[Job], folder: Path, against: str | None = None) -> dic
     table = {method: _rates(rows, missing.get(method, 0)) for method, rows in by_method.items()}
     if against in by_method:
         for method, rows in by_method.items():
-            both = rows.keys() & by_method[against].keys()
+            both = sorted(rows.keys() & by_method[against].keys())
             if method != against and both:
-                own, other = ([_right(r[k]) for k in sorted(both)]
-                              for r in (rows, by_method[against]))  # fmt: skip
-                concepts = [a - b for a, b in zip(own, other)]
-                pictures = [float(a == 1) - float(b == 1) for a, b in zip(own, other)]
-                table[method][f"minus_{against}"] = {
-                    "concepts_right": bootstrap(concepts).as_dict(),
-                    "pictures_right": bootstrap(pictures).as_dict(),
-                }
+                pairs = [(rows[key], by_method[against][key]) for key in both]
+                table[method][f"minus_{against}"] = _differences(pairs)
     return table
+
+
+def _differences(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Any]:
+    """Of one method minus another one, scene by scene."""
+    kinds: dict[str, Callable[[dict[str, Any]], float]] = {
+        "concepts_right": _right, "pictures_right": lambda row: float(_right(row) == 1),
+    }  # fmt: skip
+    if all("places" in row for pair in pairs for row in pair):
+        kinds["right_in_place"] = _placed
+    return {
+        kind: bootstrap([of(own) - of(other) for own, other in pairs]).as_dict()
+        for kind, of in kinds.items()
+    }
 
 
 def _rates(rows: Results, missing: int) -> dict[str, Any]:
@@ -80,18 +88,19 @@ def _rates(rows: Results, missing: int) -> dict[str, Any]:
 
 def _layout(rows: Results) -> dict[str, Any]:
     """Of placed scenes: right and in its place, overlap with the box, likeness of instances."""
-    placed, overlap, likeness = [], [], []
-    for row in rows.values():
-        places, outcomes = row["places"], row["outcomes"]
-        well = [places[n] >= LEAST_OVERLAP and outcomes[n] == "right" for n in places]
-        placed.append(sum(well) / len(well))
-        overlap.append(sum(places.values()) / len(places))
-        likeness.append(sum(row["likeness"].values()) / len(row["likeness"]))
+    overlap = [mean(row["places"].values()) for row in rows.values()]
+    likeness = [mean(row["likeness"].values()) for row in rows.values()]
     return {
-        "right_in_place": bootstrap(placed).as_dict(),
+        "right_in_place": bootstrap([_placed(row) for row in rows.values()]).as_dict(),
         "layout_iou": bootstrap(overlap).as_dict(),
         "likeness": bootstrap(likeness).as_dict(),
     }
+
+
+def _placed(row: dict[str, Any]) -> float:
+    """Share of the concepts that are right and in their box."""
+    places, outcomes = row["places"], row["outcomes"]
+    return mean(places[n] >= LEAST_OVERLAP and outcomes[n] == "right" for n in places)
 
 
 def _right(row: dict[str, Any]) -> float:
