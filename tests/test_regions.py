@@ -1,6 +1,7 @@
 """Regions as users give them: fractions, pixels, pictures, several, without names, with prompts."""
 
 import json
+from dataclasses import astuple
 
 import pytest
 import torch
@@ -187,6 +188,15 @@ def test_words_between(prompt, left):
     assert not found.nouns
     for span, _ in found.emphasis:
         assert found.text[span.start : span.end] == "at night"
+
+
+def test_words_of_what_is_behind_stay():
+    parsed = parse_prompt("a [sks cat](c) and a [dog](d) in the [jqv meadow](m:1.2), at night")
+    found = words_between(parsed, {"m"})
+    assert found.text == "in the jqv meadow, at night"
+    assert found.text[slice(*astuple(found.nouns["m"]))] == "meadow"
+    assert found.text[slice(*astuple(found.triggers["m"]))] == "jqv"
+    assert words_between(parsed).text == "in at night"
 
 
 def test_a_concept_without_a_lora(double, loras):

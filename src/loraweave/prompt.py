@@ -97,27 +97,46 @@ def words_alone(parsed: ParsedPrompt, name: str, worn: Collection[str] = ()) -> 
     return PassPrompt(text, nouns, triggers, tuple(emphasis))
 
 
-def words_between(parsed: ParsedPrompt) -> PassPrompt:
-    """What is left of a prompt without the concepts' words, and what only joined them.
+def words_between(parsed: ParsedPrompt, kept: Collection[str] = ()) -> PassPrompt:
+    """What is left of a prompt without the concepts' words, and without what only joined them.
 
     `a [sks cat](cat) and a [dog](dog) in the meadow` leaves `in the meadow`.
+
+    Args:
+        parsed: the prompt.
+        kept: names of LoRAs whose words stay, with their triggers.
     """
-    text, emphasis = "", []
-    for content, weight in parsed.pieces:
+    text, nouns, triggers, emphasis = "", {}, {}, []
+    gone = [not isinstance(c, str) and c.name not in kept for c, _ in parsed.pieces]
+    for k, (content, weight) in enumerate(parsed.pieces):
+        if gone[k]:
+            continue
+        part = content if isinstance(content, str) else content.noun
+        if isinstance(content, str):
+            if k and gone[k - 1]:
+                part = _JOINT_BEFORE.sub("", part)
+            if gone[k + 1 : k + 2] == [True]:
+                part = _JOINT_AFTER.sub("", part)
+        elif content.trigger:
+            part = f"{content.trigger} {part}"
+        part = part.strip()
+        if not part:
+            continue
+        text += " " if text and part[0] not in ",.;" else ""
+        start = len(text)
+        text += part
         if not isinstance(content, str):
-            continue
-        kept = _JOINTS.sub("", content).strip()
-        if not kept:
-            continue
-        start = len(text) + bool(text)
-        text += " " * bool(text) + kept
+            nouns[content.name] = Span(len(text) - len(content.noun), len(text))
+            if content.trigger:
+                triggers[content.name] = Span(start, start + len(content.trigger))
         if weight != 1:
             emphasis.append((Span(start, len(text)), weight))
-    return PassPrompt(text, {}, {}, tuple(emphasis))
+    return PassPrompt(text, nouns, triggers, tuple(emphasis))
 
 
-# Commas and "and" at either end of what stands between two concepts, and an article at its end.
-_JOINTS = re.compile(r"^(\s*(,|and\b))+|((,|\band)?\s*\b(an?|the))?\s*$|^\s*(an?|the)\s*$", re.I)
+# What joins a concept to the words before it, and to those after it.
+_JOINT_AFTER = re.compile(r"((,|\band)?\s*\b(an?|the))?\s*$|(,|\band)\s*$", re.I)
+_JOINT_BEFORE = re.compile(r"^(\s*(,|and\b))+", re.I)
 
 
 def with_trigger(parsed: ParsedPrompt, name: str, trigger: str) -> str:

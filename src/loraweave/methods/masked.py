@@ -143,7 +143,7 @@ def owners(composition: Composition, text: Text, outside: Outside = "prompt") ->
     }
     around = whole if text == "shared" else pass_prompt(parsed, scene.triggered((), True))
     if outside == "rest":
-        around = words_between(parsed)
+        around = words_between(parsed, {style.name for style in scene.acting((), True)})
     around = composition.own_text(BACKGROUND, around)
     return [composition.make_pass((), background=True, prompt=around)] + [
         composition.make_pass([c], prompt=composition.own_text(c.name, texts[text](c.name)))
