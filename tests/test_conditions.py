@@ -512,3 +512,26 @@ def test_the_adapter_that_ships_fits_the_miniature():
     for level, (one, other) in enumerate(zip(blank, lines)):
         assert one.shape[-1] == 16 >> level
         assert (one - other).abs().max() > 0.1
+
+
+def test_in_the_authors_variant_of_lora_composer_they_end_with_the_updates(double, loras, grey):
+    def composed(pictures, seeds=(1,), rows=None, **settings):
+        return loraweave.compose(
+            double, PROMPT, loras=loras, method="lora_composer", conditions=pictures,
+            regions=BOXES, settings=settings, num_inference_steps=4, output_type="latent",
+            num_images_per_prompt=len(seeds), batch_size=len(seeds), pass_batch=rows,
+            generator=[torch.Generator().manual_seed(n) for n in seeds], progress=False,
+        ).images  # fmt: skip
+
+    two = {"max_updates": 2, "reinitialise": "plain"}
+    ending = {**two, "conditions": "refinement"}
+    ended = composed([changed(grey, until=0.5)], **two)
+    torch.testing.assert_close(composed([grey], **ending), ended, atol=1e-12, rtol=0)
+    assert not torch.allclose(composed([grey], **two), ended)
+    # Updates stop at other steps in other pictures; each follows for as long as it is updated.
+    ending = {"conditions": "refinement", "patience": 0, "step_size": 200}
+    for rows in (None, 2):
+        both = composed([grey], (1, 2), rows, **ending)
+        for n in (1, 2):
+            single = composed([grey], (n,), **ending)
+            torch.testing.assert_close(both[n - 1 : n], single, atol=1e-8, rtol=0)

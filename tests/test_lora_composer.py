@@ -65,7 +65,9 @@ def test_variants_are_defaults_of_the_other_settings():
     faithful = LoRAComposer({"variant": "faithful"}).settings.model_dump()
     ours, paper = LoRAComposer().settings.model_dump(), LoRAComposer({"variant": "paper"}).settings
     differs = {key for key in ours if ours[key] != faithful[key]}
-    assert differs == {"variant", "outside", "injected", "reinitialise", "patience"}
+    assert differs == {
+        "variant", "outside", "injected", "reinitialise", "patience", "conditions",
+    }  # fmt: skip
     # The authors' code: weights 8, 2 and 10, at most 26 updates, the loss looked at from step 5 on.
     figures = ("presence", "fill", "leak", "max_updates", "patience", "decay")
     assert [faithful[key] for key in figures] == [8, 2, 10, 26, 5, "sqrt"]

@@ -180,13 +180,14 @@ class StableDiffusion1:
 
     def denoise(
         self, latents: Float[Tensor, "B C h w"], t: Tensor, text: Float[Tensor, "B T D"],
-        features: Sequence[Float[Tensor, "1 C h w"]] = (),
+        features: Sequence[Float[Tensor, "#B C h w"]] = (),
     ) -> Float[Tensor, "B C h w"]:  # fmt: skip
         """One call of the denoiser.
 
         Args:
             latents, t, text: as the denoiser takes them.
-            features: what its down blocks add in every row, one tensor for each; or none.
+            features: what its down blocks add, one tensor for each, for all rows or for each; or
+                none.
         """
         more: dict[str, Any] = {}
         if features:  # a new list each time: the denoiser empties it

@@ -15,7 +15,7 @@ from contextlib import suppress
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..backbone.sites import cross_attention_sites
@@ -55,6 +55,7 @@ class Confined:
         halves: Halves = "both",
         record: bool = False,
         maps_only: bool = False,
+        following: Bool[Tensor, " B"] | None = None,
     ) -> Evaluation:
         """Noise (B, 1, S, C, H, W), and maps (B, K, S, L, T) of every owner's text if asked for.
 
@@ -65,6 +66,7 @@ class Confined:
             halves: with or without the unconditional rows.
             record: also attend to every owner's text everywhere, at the reading sites.
             maps_only: record, and stop after the last of them; no noise then.
+            following: which pictures are drawn after the scene's conditions; all if not given.
         """
         record = record or maps_only
         count = 2 if halves == "both" else 1
@@ -72,9 +74,12 @@ class Confined:
         if most and len(latents) > 1 and len(latents) * count > most:
             size = max(1, most // count)
             masks = masks.expand(len(latents), -1, -1, -1)
+            chosen = [None] * len(latents) if following is None else following.split(size)
             parts = [
-                self.evaluate(m, z, t, halves=halves, record=record, maps_only=maps_only)
-                for m, z in zip(masks.split(size), latents.split(size))
+                self.evaluate(
+                    m, z, t, halves=halves, record=record, maps_only=maps_only, following=f
+                )
+                for m, z, f in zip(masks.split(size), latents.split(size), chosen)
             ]
             maps = torch.cat([p.maps for p in parts if p.maps is not None]) if record else None
             noise = [p.noise for p in parts if p.noise is not None]
@@ -93,7 +98,8 @@ class Confined:
         text = self.owners[0].states[self._halves].repeat(len(latents), 1, 1)
         attending, early = replaced(self._sites, HandOver(self.attend)), suppress(LastSiteReached)
         with self._hooks.rows([everywhere] * len(rows), places), attending, early:
-            noise = self.executor.denoise(rows, t, text)
+            chosen = None if following is None else following.repeat_interleave(count)
+            noise = self.executor.denoise(rows, t, text, chosen)
         maps = None
         if self._records:
             maps = torch.stack(self._records).mean(0)  # (R, K, L, T)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .composition import Composition, Pass
@@ -106,10 +106,19 @@ class Executor:
         return Evaluation(noise, torch.cat(maps).unflatten(0, shape))
 
     def denoise(
-        self, rows: Float[Tensor, "R C h w"], t: Tensor, text: Float[Tensor, "R T D"]
-    ) -> Float[Tensor, "R C h w"]:
-        """One call of the denoiser, with the pictures that are followed at this time of the run."""
-        return self.backbone.denoise(rows, t, text, self._conditions.at(self.fraction))
+        self, rows: Float[Tensor, "R C h w"], t: Tensor, text: Float[Tensor, "R T D"],
+        following: Bool[Tensor, " R"] | None = None,
+    ) -> Float[Tensor, "R C h w"]:  # fmt: skip
+        """One call of the denoiser, with the pictures that are followed at this time of the run.
+
+        Args:
+            rows, t, text: of the call.
+            following: which rows follow them; all if not given.
+        """
+        features = self._conditions.at(self.fraction)
+        if following is not None:
+            features = tuple(f * following.view(-1, 1, 1, 1).to(f) for f in features)
+        return self.backbone.denoise(rows, t, text, features)
 
     def at(self, fraction: float) -> None:
         """Say which fraction of the run is over, for what acts only for a while."""

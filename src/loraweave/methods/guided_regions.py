@@ -34,6 +34,10 @@ class GuidedRegionsStage(Stage):
         layout: where the concepts are.
         isolated: self-attention does not pass between regions.
         soft_edges: sigma of a Gaussian over the regions' edges in cross-attention, in cells.
+
+    Attributes:
+        follows: (B,), which pictures the prediction draws after the scene's conditions; None for
+            all.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class GuidedRegionsStage(Stage):
         apart = self.regions if isolated else self.regions[:0]
         self.isolation = Isolation(executor.backbone.unet, apart, executor.backbone.sites)
         self.stepper = Stepper(settings, composition.backbone)
+        self.follows: Tensor | None = None
 
     def loss(
         self, maps: list[Float[Tensor, "W h w"]], looks: Float[Tensor, "L L"],
@@ -72,8 +77,9 @@ class GuidedRegionsStage(Stage):
     def predict(self, latents: Tensor, i: int, t: Tensor) -> Float[Tensor, "B C h w"]:
         with self.isolation.acting():
             out = self.confined.evaluate(
-                self.masks, self.scheduler.scale(latents, t), t, record=True
-            )
+                self.masks, self.scheduler.scale(latents, t), t, record=True,
+                following=self.follows,
+            )  # fmt: skip
         assert out.noise is not None
         assert out.maps is not None
         own = joined(self.masks[0, 1:].float().cpu(), self.whose)

@@ -46,6 +46,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "improved": {},
     "faithful": {
         "outside": "prompt", "injected": "cross", "reinitialise": "plain", "patience": 5,
+        "conditions": "refinement",
     },
     "paper": {
         "outside": "prompt", "injected": "cross", "reinitialise": "after_update", "patience": 5,
@@ -77,6 +78,8 @@ class LoRAComposerSettings(LayoutSettings, StepSettings):
             all updates.
         decay: of the step size, from 1 to sqrt(.5) (`sqrt`) or to .5 (`linear`).
         soft_edges: sigma of a Gaussian over the regions' edges in cross-attention, in cells.
+        conditions: pictures to draw after (sketches, pose maps) act in all steps, `always`, or end
+            with the updates, `refinement`, as in the authors' code.
     """
 
     variant: Literal["improved", "faithful", "paper"] = "improved"
@@ -92,6 +95,7 @@ class LoRAComposerSettings(LayoutSettings, StepSettings):
     patience: int | None = Field(None, ge=0)
     decay: Literal["sqrt", "linear"] = "sqrt"
     soft_edges: float = Field(0.0, ge=0)
+    conditions: Literal["always", "refinement"] = "always"
 
     @model_validator(mode="before")
     @classmethod
@@ -177,12 +181,16 @@ class LoRAComposerStage(GuidedRegionsStage):
 
     def refine(self, latents: Tensor, i: int, t: Tensor) -> Float[Tensor, "B C H W"]:
         settings = self.settings
+        if settings.conditions == "refinement":
+            self.follows = torch.zeros(len(latents), dtype=torch.bool, device=latents.device)
         if i >= settings.max_updates or not (settings.presence or settings.fill or settings.leak):
             return latents
         if self._moving is None:
             self._moving = torch.ones(len(latents), dtype=torch.bool, device=latents.device)
         if not self._moving.any():
             return latents
+        if self.follows is not None:
+            self.follows = self._moving
         losses, gradient = self.gradient(latents, t, i)
         self.trace.losses.append((i, losses))
         step = self._step(latents, gradient, i)
