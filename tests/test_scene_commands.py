@@ -87,7 +87,7 @@ class TestSceneFile:
             assert np.abs(np.asarray(image, int) - expected).max() <= 1
         assert run(*masked, "--region", f"dog={tmp_path / 'all.png'}", "-o", out / "b.png")
         assert scene_of(out / "b.png")["regions"]["dog"]["image"].endswith("all.png")
-        refused(run(*masked, "--region", "dog=0,0,2,1", "-o", out / "c.png"), "outside the picture")
+        refused(run(*masked, "--region", "dog=0,0,1.5,1", "-o", out / "c.png"), "outside the picture")
         refused(run(*masked, "-o", out / "c.png"), "no region for dog", "--region dog=")
 
     def test_every_field_can_be_overridden(self, out, quick, scene_file, lora_files):
@@ -104,7 +104,7 @@ class TestSceneFile:
             "prompt": "a [sks cat](cat) meets a [zwx dog](dog)", "seed": 9,
             "num_inference_steps": 2, "guidance_scale": 4, "width": 40, "height": 48,
             "negative_prompt": "rain", "negative_prompts": {"cat": "grey, old fur"},
-            "regions": {}, "conditions": [],
+            "regions": {}, "prompts": {}, "conditions": [],
             "loras": {
                 "cat": {"path": str(lora_files["dog"]),
                         "weight": {"unet": 0.7, "text_encoder": 0.2}, **always},
@@ -125,7 +125,7 @@ class TestSceneFile:
             (["--scene-set", "loras.cat.weight.unet=3"], ["loras.cat.weight", "as a whole"]),
             (["--scene-set", "seed"], ["key=value"]),
             (["--scene-set", "seed=[1"], ["YAML"]),
-            (["--scene-set", "regions.dog.box=[0, 0, 2, 1]"], ["regions.dog", "outside"]),
+            (["--scene-set", "regions.dog.box=[0, 0, 1.5, 1]"], ["regions.dog", "outside"]),
             (["--negative-for", "bird=x"], ["'bird'", "no concept"]),
             (["--negative-for", "cat"], ["name=words".replace("name=words", "key=value")]),
             (["--negative-for", "cat=x", "--scene-set", "negative_prompts.cat=y"], ["both"]),

@@ -19,8 +19,7 @@ from ..miniature.judged import TRUE_MASKS, YARDSTICKS, own_settings
 from ..miniature.prompts import PLACED, SUITES, ConceptScene, Split, scenes
 from ..miniature.shipped import WEIGHTS, lora_file
 
-SIZES = ("quick", "full")
-COUNTS = {"quick": (15, 2), "full": (20, 2)}
+SIZES = {"quick": (15, 2), "full": (20, 2)}
 """Number of scenes, and of noises for each."""
 PLACED_COUNTS = {
     "quick": {1: 8, 2: 8, 3: 8, 4: 4, 5: 4}, "full": {1: 40, 2: 40, 3: 30, 4: 20, 5: 20},
@@ -102,7 +101,7 @@ def suite_jobs(
             raise MethodError(f"no {kind} {name!r}; there are: {', '.join(known)}")
     placed = suite in PLACED
     own = {m: _settings(m, (settings or {}).get(m, {}), placed) for m in methods}
-    counts = (PLACED_COUNTS[size][SUITES[suite]], 1) if placed else COUNTS[size]
+    counts = (PLACED_COUNTS[size][SUITES[suite]], 1) if placed else SIZES[size]
     chosen = scenes(suite, split, *counts)
     versions = {scene: miniature_version(scene.loras) for scene in chosen}
     return [
