@@ -87,7 +87,8 @@ class TestSceneFile:
             assert np.abs(np.asarray(image, int) - expected).max() <= 1
         assert run(*masked, "--region", f"dog={tmp_path / 'all.png'}", "-o", out / "b.png")
         assert scene_of(out / "b.png")["regions"]["dog"]["image"].endswith("all.png")
-        refused(run(*masked, "--region", "dog=0,0,1.5,1", "-o", out / "c.png"), "outside the picture")
+        beyond = run(*masked, "--region", "dog=0,0,1.5,1", "-o", out / "c.png")
+        refused(beyond, "outside the picture")
         refused(run(*masked, "-o", out / "c.png"), "no region for dog", "--region dog=")
 
     def test_every_field_can_be_overridden(self, out, quick, scene_file, lora_files):
