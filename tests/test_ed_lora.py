@@ -26,6 +26,7 @@ from loraweave.lora.convert import convert_lora
 from loraweave.lora.skeleton import Skeleton, sd1_skeleton
 from loraweave.prompt import PassPrompt, Span
 from prepared import engine
+from test_methods import QUICK
 from tiny import random_ed_lora, random_lora, tiny_pipeline
 
 LAYERS = 4  # of the tiny base: down, middle, up, up
@@ -245,17 +246,6 @@ class Halves:
         mask = np.zeros((8, 8), dtype=bool)
         mask[:, slice(4, 8) if noun == "dog" else slice(0, 4)] = True
         return [mask]
-
-
-QUICK = {
-    "clora": {"max_update_step": 1, "refinements": 1},
-    "masked": {"layout": "strips"},
-    "regional": {"layout": "strips"},
-    "lora_composer": {"layout": "strips", "max_updates": 1},
-    "omg": {"segmenter": "halves", "start": 0.0},
-    "attend_and_excite": {"max_update_step": 1, "refinements": 1},
-    "conform": {"max_update_step": 1, "refinements": 1},
-}
 
 
 def draw(pipe, files, method="merge", prompt=PROMPT, **changes):

@@ -15,7 +15,7 @@ from .backbone.tokens import joint_embeddings
 from .conditioning import Given, check_conditions, given_conditions, prepare
 from .denoise.composition import composition
 from .denoise.executor import Executor, executing
-from .denoise.loop import StepScheduler, Trace, denoise, for_scheduler
+from .denoise.loop import StepScheduler, Trace, denoise
 from .errors import MethodError, SceneError
 from .laying_out import check_auto, lay_out, sorted_regions
 from .loading import base_identity, with_folder_loras, with_shipped_loras
@@ -212,7 +212,8 @@ def compose(
                 for own_generator, own_latents in part
             ])  # fmt: skip
             if auto_regions:
-                found = lay_out(executor, noise, [g for g, _ in part])
+                generators = [g for g, _ in part]  # of one picture
+                found = lay_out(executor, _scheduler(executor, generators), noise, generators[0])
                 composed.regions = {**given, **{name: [found[name]] for name in lacking}}
                 boxes.append({name: found[name].model_dump(mode="json") for name in lacking})
             z, trace = _draw(executor, method, scene, noise, [g for g, _ in part],
@@ -261,11 +262,7 @@ def _draw(
     executor: Executor, method: Method, scene: Scene, noise: Tensor,
     generators: list[torch.Generator | None], callback, progress: bool,
 ) -> tuple[Tensor, Trace]:  # fmt: skip
-    pipe = executor.backbone.pipe
-    scheduler = StepScheduler(
-        pipe.scheduler, scene.num_inference_steps, executor.backbone.device,
-        for_scheduler(generators),
-    )  # fmt: skip
+    pipe, scheduler = executor.backbone.pipe, _scheduler(executor, generators)
     stages = method.stages(executor.composition, executor, scheduler)
 
     def on_step(i: int, t: Tensor, z: Tensor) -> Tensor:
@@ -280,6 +277,13 @@ def _draw(
         description=method.name,
     )  # fmt: skip
     return z, stages[-1].trace
+
+
+def _scheduler(executor: Executor, generators: list[torch.Generator | None]) -> StepScheduler:
+    """A new one for a run of these pictures, with one generator or one for each picture."""
+    backbone, steps = executor.backbone, executor.composition.scene.num_inference_steps
+    generator = generators[0] if len({id(g) for g in generators}) == 1 else generators
+    return StepScheduler(backbone.pipe.scheduler, steps, backbone.device, generator)
 
 
 def _batches(sources: list, size: int) -> list[list]:

@@ -1,6 +1,6 @@
 """How a scene speaks of a picture that it is drawn after: a sketch, a pose map."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ from pydantic import Field
 
 from loraweave.errors import SceneError
 from loraweave.lora_ref import Data, Fraction, Weight
+from loraweave.messages import close_match
 
 
 class Condition(Data):
@@ -47,7 +48,16 @@ def made_conditions(given: Any) -> Any:
     return made
 
 
-def unknown_concept(conditions: list[Condition], known: Mapping[str, Any] | list[str]) -> str:
-    """The first concept with a weight inside its region that is none of the known; or empty."""
-    named = [name for condition in conditions for name in condition.regions]
-    return next((name for name in named if name not in known), "")
+def check_concepts(conditions: Sequence[Condition], concepts: Sequence[str]) -> None:
+    """Raise SceneError for a weight inside the region of something that is no concept.
+
+    Args:
+        conditions: of a scene.
+        concepts: their names.
+    """
+    for name in (name for condition in conditions for name in condition.regions):
+        if name not in concepts:
+            raise SceneError(
+                f"a condition has a weight inside the region of {name!r}, which is no concept of "
+                f"the prompt{close_match(name, concepts)}; mark its words: [trigger noun]({name})"
+            )

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from .backbone.conditions import adapter_config, check_fits, load_adapter, read_picture
-from .condition import Condition, made_conditions, unknown_concept
+from .condition import Condition, check_concepts, made_conditions
 from .denoise.composition import Composition
 from .denoise.conditions import Conditions, Followed, weighted
-from .errors import ModelNotFound, RegionError, SceneError
+from .errors import ModelNotFound, RegionError
 from .layout.regions import joined, region_masks
 from .scene import SHIPPED
 
@@ -56,16 +56,13 @@ def check_conditions(
         concepts: names.
         regions: all that were given, by concept.
     """
-    if name := unknown_concept(list(conditions), list(concepts)):
-        raise SceneError(
-            f"a condition has a weight inside the region of {name!r}, which is no concept of the "
-            f"prompt; it has: {', '.join(concepts) or 'none'}"
-        )
-    if name := unknown_concept(list(conditions), regions):
-        raise RegionError(
-            f"a condition has a weight inside the region of {name!r}, which has no region; give "
-            f"one, for example --region {name}=0,0,0.5,1 (left, top, right, bottom)"
-        )
+    check_concepts(conditions, concepts)
+    for name in (name for condition in conditions for name in condition.regions):
+        if name not in regions:
+            raise RegionError(
+                f"a condition has a weight inside the region of {name!r}, which has no region; "
+                f"give one, for example --region {name}=0,0,0.5,1 (left, top, right, bottom)"
+            )
 
 
 def prepare(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .denoise.executor import Executor
 from .denoise.looking import attention_of_nouns
-from .denoise.loop import StepScheduler, for_scheduler
+from .denoise.loop import StepScheduler
 from .errors import MethodError, RegionError, SceneError
 from .layout.auto import SHARE, boxes_of
 from .layout.regions import as_masks
@@ -70,19 +70,20 @@ def check_auto(wanted: bool, method: Method, lacking: Sequence[str]) -> None:
 
 
 def lay_out(
-    executor: Executor, noise: Tensor, generators: list[torch.Generator | None]
+    executor: Executor, scheduler: StepScheduler, noise: Tensor, generator: torch.Generator | None
 ) -> dict[str, Region]:
-    """By concept a box where the base model's attention puts it, for one picture."""
-    composition = executor.composition
-    states = [None if g is None else g.get_state() for g in generators]
-    scheduler = StepScheduler(
-        executor.backbone.pipe.scheduler, composition.scene.num_inference_steps,
-        executor.backbone.device, for_scheduler(generators),
-    )  # fmt: skip
+    """By concept a box where the base model's attention puts it, for one picture.
+
+    Args:
+        executor: of the scene.
+        scheduler: used up here.
+        noise: the picture's, standard normal.
+        generator: that the scheduler draws from; the run itself draws as if not looked at.
+    """
+    state = None if generator is None else generator.get_state()
     maps = attention_of_nouns(executor, scheduler, scheduler.initial(noise), SHARE)
-    for generator, state in zip(generators, states):  # the run itself draws as if not looked at
-        if generator is not None and state is not None:
-            generator.set_state(state)
-    nouns = [concept.noun for concept in composition.concepts]
-    boxes = boxes_of(maps[0].cpu(), nouns)
-    return {c.name: Region(box=box) for c, box in zip(composition.concepts, boxes)}
+    if generator is not None and state is not None:
+        generator.set_state(state)
+    concepts = executor.composition.concepts
+    boxes = boxes_of(maps[0].cpu(), [concept.noun for concept in concepts])
+    return {c.name: Region(box=box) for c, box in zip(concepts, boxes)}

@@ -63,6 +63,33 @@ class PassPrompt:
     emphasis: Emphasis = ()
 
 
+class _Writing:
+    """A pass's text while it is put together."""
+
+    def __init__(self):
+        self.text = ""
+        self.nouns: dict[str, Span] = {}
+        self.triggers: dict[str, Span] = {}
+        self.emphasis: list[tuple[Span, float]] = []
+
+    def add(self, content: str | ConceptWords, weight: float, trigger: str = "") -> None:
+        """Text, or a LoRA's noun after the trigger, with the emphasis of both."""
+        start = len(self.text)
+        if isinstance(content, str):
+            self.text += content
+        else:
+            if trigger:
+                self.triggers[content.name] = Span(start, start + len(trigger))
+                self.text += f"{trigger} "
+            self.nouns[content.name] = Span(len(self.text), len(self.text) + len(content.noun))
+            self.text += content.noun
+        if weight != 1:
+            self.emphasis.append((Span(start, len(self.text)), weight))
+
+    def done(self) -> PassPrompt:
+        return PassPrompt(self.text, self.nouns, self.triggers, tuple(self.emphasis))
+
+
 def pass_prompts(parsed: ParsedPrompt) -> list[PassPrompt]:
     """The N + 1 texts of the passes: without any trigger, then with that of concept k alone."""
     return [pass_prompt(parsed, ())] + [pass_prompt(parsed, {c.name}) for c in parsed.concepts]
@@ -81,20 +108,14 @@ def words_alone(parsed: ParsedPrompt, name: str, worn: Collection[str] = ()) -> 
         name: of the concept.
         worn: names of the LoRAs on it; those with words in the prompt follow after commas.
     """
-    text, nouns, triggers, emphasis = "", {}, {}, []
+    written = _Writing()
+    weights = {c.name: weight for c, weight in parsed.pieces if not isinstance(c, str)}
     own = [c for c in parsed.concepts if c.name == name]
     for words in (*own, *(c for c in parsed.concepts if c.name in worn)):
-        start = len(text) + 2 * bool(text)
-        text += ", " * bool(text) + f"{words.trigger} " * bool(words.trigger) + words.noun
-        if words.trigger:
-            triggers[words.name] = Span(start, start + len(words.trigger))
-        nouns[words.name] = Span(len(text) - len(words.noun), len(text))
-        weight = next(
-            w for c, w in parsed.pieces if not isinstance(c, str) and c.name == words.name
-        )
-        if weight != 1:
-            emphasis.append((Span(start, len(text)), weight))
-    return PassPrompt(text, nouns, triggers, tuple(emphasis))
+        if written.text:
+            written.add(", ", 1)
+        written.add(words, weights[words.name], words.trigger)
+    return written.done()
 
 
 def words_between(parsed: ParsedPrompt, kept: Collection[str] = ()) -> PassPrompt:
@@ -106,32 +127,23 @@ def words_between(parsed: ParsedPrompt, kept: Collection[str] = ()) -> PassPromp
         parsed: the prompt.
         kept: names of LoRAs whose words stay, with their triggers.
     """
-    text, nouns, triggers, emphasis = "", {}, {}, []
+    written = _Writing()
     gone = [not isinstance(c, str) and c.name not in kept for c, _ in parsed.pieces]
     for k, (content, weight) in enumerate(parsed.pieces):
         if gone[k]:
             continue
-        part = content if isinstance(content, str) else content.noun
-        if isinstance(content, str):
-            if k and gone[k - 1]:
-                part = _JOINT_BEFORE.sub("", part)
-            if gone[k + 1 : k + 2] == [True]:
-                part = _JOINT_AFTER.sub("", part)
-        elif content.trigger:
-            part = f"{content.trigger} {part}"
-        part = part.strip()
-        if not part:
-            continue
-        text += " " if text and part[0] not in ",.;" else ""
-        start = len(text)
-        text += part
         if not isinstance(content, str):
-            nouns[content.name] = Span(len(text) - len(content.noun), len(text))
-            if content.trigger:
-                triggers[content.name] = Span(start, start + len(content.trigger))
-        if weight != 1:
-            emphasis.append((Span(start, len(text)), weight))
-    return PassPrompt(text, nouns, triggers, tuple(emphasis))
+            written.add(" " if written.text else "", 1)
+            written.add(content, weight, content.trigger)
+            continue
+        if k and gone[k - 1]:
+            content = _JOINT_BEFORE.sub("", content)
+        if gone[k + 1 : k + 2] == [True]:
+            content = _JOINT_AFTER.sub("", content)
+        if content := content.strip():
+            written.add(" " if written.text and content[0] not in ",.;" else "", 1)
+            written.add(content, weight)
+    return written.done()
 
 
 # What joins a concept to the words before it, and to those after it.
@@ -150,18 +162,10 @@ def with_trigger(parsed: ParsedPrompt, name: str, trigger: str) -> str:
 
 def pass_prompt(parsed: ParsedPrompt, triggered: Collection[str]) -> PassPrompt:
     """The text with the triggers of some LoRAs and the plain nouns of the others."""
-    text, nouns, triggers = "", {}, {}
-    emphasis: list[tuple[Span, float]] = []
+    written = _Writing()
     for content, weight in parsed.pieces:
-        start = len(text)
-        if isinstance(content, str):
-            text += content
+        if isinstance(content, str) or content.name not in triggered:
+            written.add(content, weight)
         else:
-            if content.trigger and content.name in triggered:
-                triggers[content.name] = Span(len(text), len(text) + len(content.trigger))
-                text += content.trigger + " "
-            nouns[content.name] = Span(len(text), len(text) + len(content.noun))
-            text += content.noun
-        if weight != 1:
-            emphasis.append((Span(start, len(text)), weight))
-    return PassPrompt(text, nouns, triggers, tuple(emphasis))
+            written.add(content, weight, content.trigger)
+    return written.done()

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from loraweave.condition import Condition, made_conditions, unknown_concept
+from loraweave.condition import Condition, check_concepts, made_conditions
 from loraweave.data_file import MAX_FILE_BYTES, read_data
 from loraweave.errors import LoraError, PromptSyntaxError, SceneError
 from loraweave.lora_ref import (
@@ -139,12 +139,7 @@ class Scene(Data):
 
     @model_validator(mode="after")
     def _check_conditions(self) -> Self:
-        names = [words.name for words in self._own_words]
-        if name := unknown_concept(self.conditions, names):
-            raise SceneError(
-                f"a condition has a weight inside the region of {name!r}, which is no concept of "
-                f"the prompt{close_match(name, names)}; mark its words: [trigger noun]({name})"
-            )
+        check_concepts(self.conditions, [words.name for words in self._own_words])
         return self
 
     @model_validator(mode="after")

@@ -73,9 +73,7 @@ class Job:
         """Plain data for JSON."""
         text = {**asdict(self), "names": list(self.names), "settings": dict(self.settings)}
         if self.attribute is None:
-            del text[
-                "attribute"
-            ]  # the keys of suites without attributes came before there were any
+            del text["attribute"]  # keys of the other suites are older than attributes
         return text
 
 

@@ -195,32 +195,36 @@ def read_scene_fields(
     """
     fields = {key: _yaml(text, "--scene-set", SceneError)
               for key, text in _pairs(texts, "--scene-set", SceneError).items()}  # fmt: skip
-    for name, words in _pairs(negatives, "--negative-for", SceneError).items():
-        if (key := f"negative_prompts.{name}") in fields:
-            raise SceneError(f"--negative-for and --scene-set both give {key!r}; leave one out")
-        fields[key] = words.partition("=")[2].strip()
-    for name, words in _pairs(prompts, "--region-prompt", SceneError).items():
-        if (key := f"prompts.{name}") in fields:
-            raise SceneError(f"--region-prompt and --scene-set both give {key!r}; leave one out")
-        fields[key] = words.partition("=")[2].strip()
-    named: dict[str, list[dict[str, Any]]] = {}
-    unnamed = []
-    for text in regions or ():
-        name, equals, place = (part.strip() for part in text.rpartition("="))
-        named.setdefault(name, []).append(_region(place)) if equals else unnamed.append(
-            _region(place)
-        )
-    if unnamed and named:
-        raise SceneError(
-            f"--region {regions[0] if regions else ''!r}: some regions have a name and some have "
-            "none; give all of them one, NAME=LEFT,TOP,RIGHT,BOTTOM"
-        )
-    given = {"regions": unnamed} if unnamed else {f"regions.{n}": own for n, own in named.items()}
-    for key, value in given.items():
-        if key in fields:
-            raise SceneError(f"--region and --scene-set both give {key!r}; leave one out")
-        fields[key] = value
+    own = {
+        "--negative-for": _words_by_name("negative_prompts", negatives, "--negative-for"),
+        "--region-prompt": _words_by_name("prompts", prompts, "--region-prompt"),
+        "--region": _places(regions or ()),
+    }
+    for option, given in own.items():
+        if twice := fields.keys() & given.keys():
+            raise SceneError(f"{option} and --scene-set both give {min(twice)!r}; leave one out")
+        fields |= given
     return fields
+
+
+def _words_by_name(field: str, texts: Sequence[str] | None, option: str) -> dict[str, str]:
+    """The words of `name=words`, by the key of the scene's field."""
+    pairs = _pairs(texts, option, SceneError)
+    return {f"{field}.{name}": text.partition("=")[2].strip() for name, text in pairs.items()}
+
+
+def _places(texts: Sequence[str]) -> dict[str, Any]:
+    """Regions by their key in the scene; without names a list under the key of all."""
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for text in texts:
+        name, equals, place = (part.strip() for part in text.rpartition("="))
+        by_name.setdefault(f"regions.{name}" if equals else "regions", []).append(_region(place))
+    if "regions" in by_name and len(by_name) > 1:
+        raise SceneError(
+            f"--region {texts[0]!r}: some regions have a name and some have none; give all of "
+            "them one, NAME=LEFT,TOP,RIGHT,BOTTOM"
+        )
+    return by_name
 
 
 def _region(place: str) -> dict[str, Any]:

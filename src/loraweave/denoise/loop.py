@@ -106,11 +106,6 @@ class StepScheduler:
         return self.inner.step(noise, t, latents, **self._extra, return_dict=False)[0]
 
 
-def for_scheduler(generators: list[torch.Generator | None]) -> Any:
-    """What `randn_tensor` takes: one generator, or one for each picture."""
-    return generators[0] if len({id(g) for g in generators}) == 1 else generators
-
-
 @torch.no_grad()
 def denoise(
     stages: Sequence[Stage],

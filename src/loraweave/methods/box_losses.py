@@ -59,8 +59,6 @@ def refocused(
     for k, own in enumerate(maps):
         within = own[:, regions[k]].amax(1)
         total = total + ((1 - within) * _weights(within, early, (0.1, 6.0), (0.2, 1.0))).sum()
-        others = regions.clone()
-        others[k] = False
         for j, other in enumerate(regions):
             alien = other & ~regions[k]
             if j != k and alien.any():

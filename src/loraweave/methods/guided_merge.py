@@ -94,8 +94,7 @@ class GuidedMergeStage(MergeStage):
         settings = self.settings
         if settings.sharpen:
             end = self.end if settings.normalize_eot else maps.shape[-1] - 1
-            words = (100 * maps[..., 1:end]).softmax(-1)
-            maps = F.pad(words, (1, maps.shape[-1] - end))
+            maps = sharpened(maps, end)
         if settings.smoothing:
             maps = smoothed_3x3(maps, self._size, settings.smoothing)
         return maps
@@ -110,6 +109,11 @@ class GuidedMergeStage(MergeStage):
     def _step(self, latents: Tensor, gradient: Tensor, i: int) -> Float[Tensor, "B C h w"]:
         """The displacement; it falls to .7 over the run."""
         return self.stepper(latents, gradient, falling(i, len(self.scheduler.timesteps)) ** 0.5)
+
+
+def sharpened(maps: Float[Tensor, "*B L T"], end: int) -> Float[Tensor, "*B L T"]:
+    """Softmax of 100 times the probabilities over the tokens from 1 to before `end`; others 0."""
+    return F.pad((100 * maps[..., 1:end]).softmax(-1), (1, maps.shape[-1] - end))
 
 
 def smoothed_3x3(

@@ -16,7 +16,6 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
@@ -28,7 +27,7 @@ from ..prompt import full_prompt, words_alone
 from ..scene import BACKGROUND
 from .base import Method
 from .box_losses import boxdiff, looking_out, refocused
-from .guided_merge import smoothed_3x3
+from .guided_merge import sharpened, smoothed_3x3
 from .guided_regions import GuidedRegionsStage
 from .masked import LayoutSettings, MaskedStage, check_layout
 from .stepping import StepSettings, falling
@@ -101,8 +100,7 @@ class _BoxStage(GuidedRegionsStage):
 
     def prepared(self, maps: Tensor, size: tuple[int, int]) -> Float[Tensor, "L T"]:
         """As both authors' code and Attend-and-Excite have it: sharp over the words, smooth."""
-        words = (100 * maps[:, 1:-1]).softmax(-1)
-        return smoothed_3x3(F.pad(words, (1, 1))[None], size, 0.5)[0]
+        return smoothed_3x3(sharpened(maps, maps.shape[-1] - 1)[None], size, 0.5)[0]
 
 
 class BoxDiffStage(_BoxStage):

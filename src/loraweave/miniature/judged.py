@@ -19,13 +19,13 @@ from PIL import Image
 
 from ..api import compose
 from ..evaluate.memory import peak_memory
-from ..layout.boxes import Box, intersection_over_union
+from ..layout.boxes import intersection_over_union
 from ..loading import load
 from ..methods import METHODS
 from ..output import ComposeOutput
 from ..scene import PLAIN
 from .concepts import KNOWN
-from .judge import load_judge
+from .judge import Instance, load_judge
 from .prompts import PLAIN_SUBJECT, ConceptScene, plain_prompt
 from .shipped import lora_file
 from .style_reader import load_style_reader
@@ -41,7 +41,7 @@ LEAST_OVERLAP = 0.5
 
 def wants_regions(method: str) -> bool:
     """Whether a method is told where the concepts are."""
-    return method in METHODS and "layout" in METHODS[method].Settings.model_fields
+    return method in METHODS and METHODS[method].regions != "no"
 
 
 def own_settings(
@@ -106,73 +106,57 @@ class SceneDrawer:
     def _drawn(
         self, scene: ConceptScene, method: str, settings: Mapping[str, Any] | None, steps: int
     ) -> Judged:
-        names, place = scene.names, scene.background
         if method == "alone":
-            outputs = [
-                self._compose(scene.prompt_of([n]), scene, "merge", {}, steps) for n in names
-            ]
-            outcomes = {}
-            for name, output in zip(names, outputs):
-                outcomes |= self._judged(output.images[0], [name], scene.style)
+            outputs, outcomes = [], {}
+            for name in scene.names:
+                outputs.append(self._compose(scene.prompt_of([name]), scene, "merge", {}, steps))
+                outcomes |= self._judged(outputs[-1].images[0], [name], scene.style)[0]
             return Judged([o.images[0] for o in outputs], outcomes, _cost(outputs))
+        boxes = scene.boxes() if scene.placed else {}
+        prompt, regions = scene.prompt, None
         if method == "base":
-            output = self._compose(plain_prompt(names, place), scene, "merge", {}, steps)
+            prompt, method, settings = plain_prompt(scene.names, scene.background), "merge", {}
         elif method == "true_masks":
-            drawn = scene.drawing().masks
-            masks = {n: torch.from_numpy(m).float() for n, m in zip(names, drawn)}
-            output = self._compose(
-                scene.prompt, scene, "masked", {**TRUE_MASKS, **(settings or {})}, steps, masks
-            )
+            drawn = zip(scene.names, scene.drawing().masks)
+            regions = {name: torch.from_numpy(mask).float() for name, mask in drawn}
+            method, settings = "masked", {**TRUE_MASKS, **(settings or {})}
         else:
-            output = self._compose(
-                scene.prompt,
-                scene,
-                method,
-                own_settings(method, settings, scene.placed),
-                steps,
-                scene.boxes() if scene.placed and wants_regions(method) else None,
-            )
-        outcomes = self._judged(output.images[0], names, scene.style)
+            settings = own_settings(method, settings, scene.placed)
+            regions = boxes if boxes and wants_regions(method) else None
+        output = self._compose(prompt, scene, method, settings, steps, regions)
+        image = output.images[0]
+        outcomes, found = self._judged(image, scene.names, scene.style)
         if scene.attribute is not None:
-            outcomes[PLAIN_SUBJECT] = self._coloured(output.images[0], *scene.attribute)
-        judged = Judged([output.images[0]], outcomes, _cost([output]))
-        return self._with_places(judged, scene) if scene.placed else judged
-
-    def _with_places(self, judged: Judged, scene: ConceptScene) -> Judged:
-        """With what is known of the places; a scene has one picture here."""
-        assigned = dict(self.judge.examine(judged.images[0], scene.names).assigned)
-        boxes = scene.boxes()
+            outcomes[PLAIN_SUBJECT], plain = self._coloured(image, *scene.attribute)
+            found |= {PLAIN_SUBJECT: plain} if plain else {}
+        judged = Judged([image], outcomes, _cost([output]))
+        if not scene.placed:
+            return judged
         places, likeness = dict.fromkeys(boxes, 0.0), dict.fromkeys(scene.names, 0.0)
-        for name, box in boxes.items():
-            if name == PLAIN_SUBJECT:
-                places[name] = self._overlap(judged.images[0], scene, box)
-            elif name in assigned:
-                places[name] = round(intersection_over_union(assigned[name].box, box), 4)
-                likeness[name] = round(assigned[name].similarities[name], 4)
+        for name, instance in found.items():
+            places[name] = round(intersection_over_union(instance.box, boxes[name]), 4)
+            if name in likeness:
+                likeness[name] = round(instance.similarities[name], 4)
         return replace(judged, places=places, likeness=likeness)
 
-    def _overlap(self, image: Image.Image, scene: ConceptScene, box: Box) -> float:
-        """How well the largest instance of the subject without a LoRA keeps its box."""
-        assert scene.attribute is not None
-        found = self.judge.instances(image, 1 + len(scene.names), {scene.attribute[0]: 1})
-        own = [i for i in found if i.kind == scene.attribute[0]]
-        if not own:
-            return 0.0
-        return round(intersection_over_union(max(own, key=lambda i: i.area).box, box), 4)
-
-    def _coloured(self, image: Image.Image, kind: str, colour: str) -> str:
-        """Right if there is one of that class in that colour; `blended` in another one."""
+    def _coloured(self, image: Image.Image, kind: str, colour: str) -> tuple[str, Instance | None]:
+        """Right if there is one of that class in that colour, `blended` in another one; and the
+        largest of that class."""
         found = [i for i in self.judge.instances(image, 2, {kind: 1}) if i.kind == kind]
+        largest = max(found, key=lambda i: i.area, default=None)
         if len(found) != 1:
-            return "duplicated" if found else "missing"
-        return "right" if self.judge.dominant_colour(image, kind) == colour else "blended"
+            return "duplicated" if found else "missing", largest
+        right = self.judge.dominant_colour(image, kind) == colour
+        return "right" if right else "blended", largest
 
     def _judged(
         self, image: Image.Image, names: Sequence[str], style: str | None
-    ) -> dict[str, str]:
-        """The outcome of each concept, and of the style if there should be one."""
+    ) -> tuple[dict[str, str], dict[str, Instance]]:
+        """The outcome of each concept, and of the style if there should be one; and which instance
+        is whose, which nobody can say of a scene with a style."""
         if style is None:
-            return dict(self.judge.examine(image, names).outcomes)
+            verdict = self.judge.examine(image, names)
+            return dict(verdict.outcomes), dict(verdict.assigned)
         wanted = Counter(KNOWN[name].kind for name in names)
         found = Counter(i.kind for i in self.judge.instances(image, len(names), wanted))
         outcomes = {}
@@ -181,7 +165,7 @@ class SceneDrawer:
             more = found[kind] - wanted[kind]
             outcomes[name] = "right" if more == 0 else "duplicated" if more > 0 else "missing"
         outcomes[style] = "right" if self.reader.read([image]) == [style] else "missing"
-        return outcomes
+        return outcomes, {}
 
     def _compose(
         self, prompt: str, scene: ConceptScene, method: str, settings: Mapping[str, Any] | None,

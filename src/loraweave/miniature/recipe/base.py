@@ -5,6 +5,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -84,6 +85,20 @@ def timesteps(batch: int, generator: torch.Generator) -> Tensor:
     return torch.where(torch.rand(batch, generator=generator) < SHAPING_SHARE, shaping, anywhere)
 
 
+def focused_error(
+    predicted: Float[Tensor, "B C h w"], target: Float[Tensor, "B C h w"],
+    masks: Float[Tensor, "B N h w"],
+) -> Float[Tensor, " B"]:  # fmt: skip
+    """Mean squared error with more weight on the subjects, whose masks are in [0, 1]."""
+    focus = 1 + SUBJECT_WEIGHT * masks.sum(1, keepdim=True).clamp(max=1)
+    return ((predicted - target).square() * (focus / focus.mean())).mean((1, 2, 3))
+
+
+def time_weight(snr: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+    """Weight of a velocity's error by the signal-to-noise ratio: fine detail matters least."""
+    return (5 / (snr + 1)).clamp(max=1)
+
+
 def train_base(
     run: Run, tokenizer: CLIPTokenizer, vae: AutoencoderKL, pool: Pool, steps: int, *,
     start: StableDiffusionPipeline | None = None, rate: float = 1e-3, batch: int = 32,
@@ -137,10 +152,8 @@ def train_base(
             maps = recorder.take().float()
         target = scheduler.get_velocity(latents, noise, t)  # type: ignore[arg-type]
         masks = pool.masks[chosen].float() / 255
-        focus = 1 + SUBJECT_WEIGHT * masks.sum(1, keepdim=True).clamp(max=1)  # (B, 1, h, w)
-        error = (predicted.float() - target).square() * (focus / focus.mean())
-        error = error.mean((1, 2, 3))
-        weight = (5 / (snr[t] + 1)).clamp(max=1)  # fine detail matters least
+        error = focused_error(predicted.float(), target, masks)
+        weight = time_weight(snr[t])
         named = [i for i, d in enumerate(dropped.tolist()) if not d]
         targets = word_targets(tokenizer, [captions[i] for i in named], masks[named])
         grounded, share = grounding_loss(maps[named], *targets)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...progress import track
 from ..sketch import sketch_of
 from ..world import render
-from .base import SUBJECT_WEIGHT, new_scheduler, timesteps
+from .base import focused_error, new_scheduler, time_weight, timesteps
 from .pool import Pool
 from .run import Fit, Run
 
@@ -77,9 +77,8 @@ def train_adapter(
             ).sample
         target = scheduler.get_velocity(latents, noise, t)  # type: ignore[arg-type]
         masks = pool.masks[chosen].float() / 255
-        focus = 1 + SUBJECT_WEIGHT * masks.sum(1, keepdim=True).clamp(max=1)
-        error = ((predicted.float() - target).square() * (focus / focus.mean())).mean((1, 2, 3))
-        loss = (error * (5 / (snr[t] + 1)).clamp(max=1)).mean()
+        error = focused_error(predicted.float(), target, masks)
+        loss = (error * time_weight(snr[t])).mean()
         fit.update(step, loss)
         step.figures["loss"] = loss.item()
     fit.finish()
