@@ -16,17 +16,21 @@ PROMPT = "a [sks cat](a) and a [zwx dog](b:0.7) in the meadow"
 
 
 @contextmanager
-def composed_on(pipe, loras, prompt=PROMPT, **changes):
-    """(composition, executor)."""
+def composed_on(pipe, loras, prompt=PROMPT, method=None, **changes):
+    """(composition, executor), with the adapters as a method uses them."""
     scene = Scene(prompt=prompt, loras=loras, **changes)
     backbone = StableDiffusion1(pipe)
     with (
         gather_adapters(pipe, scene) as adapters,
         backbone.tokens(joint_embeddings(adapters, backbone.tokenizer)),
-        composition(scene, backbone, adapters) as composed,
+        composition(scene, backbone, _used(method, scene, adapters)) as composed,
         executing(composed) as executor,
     ):
         yield composed, executor
+
+
+def _used(method, scene, adapters):
+    return adapters if method is None else {**adapters, **method.extra_adapters(scene, adapters)}
 
 
 @contextmanager
@@ -37,9 +41,9 @@ def engine(pipe, loras, prompt=PROMPT, **changes):
 
 
 @contextmanager
-def stage_of(pipe, loras, method, steps=50, prompt=PROMPT):
+def stage_of(pipe, loras, method, steps=50, prompt=PROMPT, **changes):
     """The one stage of a method."""
-    with composed_on(pipe, loras, prompt) as (composed, executor):
+    with composed_on(pipe, loras, prompt, method, **changes) as (composed, executor):
         scheduler = StepScheduler(pipe.scheduler, steps, torch.device("cpu"), None)
         (stage,) = method.stages(composed, executor, scheduler)
         yield stage

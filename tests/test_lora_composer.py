@@ -1,14 +1,18 @@
 """LoRA-Composer and regional sampling, against plainer forms of themselves."""
 
+import copy
+
 import pytest
 import torch
+from diffusers.models.attention_processor import AttnProcessor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import loraweave
-from loraweave import MethodError
+from loraweave import MethodError, Region
+from loraweave.backbone.sites import cross_attention_sites
 from loraweave.methods import LoRAComposer, get_method
 from loraweave.methods.lora_composer import INJECTED, reinitialised
 from prepared import PROMPT, stage_of
@@ -59,6 +63,49 @@ def test_injection_is_the_loras_keys_values_and_output(double, loras, tmp_path):
     torch.testing.assert_close(draw(double, part, **cross).images, whole, atol=1e-12, rtol=0)
     everything = draw(double, part, **BARE).images
     assert not torch.allclose(everything, whole, atol=1e-6), "b has more"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("injection", ["cross", "all"])
+def test_injection_is_a_loop_over_regions(double, loras, injection):
+    """Every cross-attention layer, against whole layers with merged weights, cut and pasted."""
+    seen, method = {}, get_method("lora_composer", {**BARE, "injected": injection})
+    boxes = {"a": Region(box=(0.5, 0, 1, 0.5)), "b": Region(box=(0, 0.5, 0.5, 1))}
+
+    def see(attn, given, kept, out):
+        seen[attn] = given[0], out
+
+    with stage_of(double, loras, method, regions=boxes) as stage:
+        names = {attn: name for name, attn in double.unet.named_modules() if attn in sites(double)}
+        handles = [attn.register_forward_hook(see, with_kwargs=True) for attn in names]
+        stage.predict(noise(), 0, torch.tensor(601))
+        for handle in handles:
+            handle.remove()
+        owners = stage.confined.owners
+        masks = torch.zeros(3, 16, 16, dtype=torch.float64)
+        masks[1, :8, 8:], masks[2, 8:, :8] = 1, 1
+        masks[0] = 1 - masks.sum(0)
+    assert len(seen) == len(names) > 2
+    for attn, (states, out) in seen.items():
+        side = round(states.shape[1] ** 0.5)
+        expected = torch.zeros_like(out)
+        for owner, mask in zip(owners, masks):
+            whole = copy.deepcopy(attn)
+            whole._forward_hooks.clear()
+            whole.set_processor(AttnProcessor())
+            for adapter, weight in owner.adapters:
+                for part, layer in whole.named_modules():
+                    if (update := adapter.unet.get(f"{names[attn]}.{part}")) is not None:
+                        layer.weight += weight * update.weight().to(layer.weight)
+            region = mask[:: 16 // side, :: 16 // side].reshape(1, -1, 1)
+            expected += whole(states, encoder_hidden_states=owner.states) * region
+        torch.testing.assert_close(out, expected, atol=1e-9, rtol=0)
+        plain = attn(states, encoder_hidden_states=owners[0].states)
+        assert not torch.allclose(out, plain, atol=1e-3)
+
+
+def sites(pipe):
+    return {site.module for site in cross_attention_sites(pipe.unet)}
 
 
 def test_variants_are_defaults_of_the_other_settings():
