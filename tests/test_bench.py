@@ -1,5 +1,7 @@
 """Jobs, runs that resume, and reports."""
 
+import csv
+import io
 import json
 from dataclasses import replace
 
@@ -56,11 +58,82 @@ def test_what_is_finished_is_not_run_again(jobs, tmp_path):
 
     table = report(few, tmp_path, against="base")
     assert table["merge"]["scenes"] == table["base"]["scenes"] == 2
-    assert sum(table["merge"]["outcomes"].values()) == 4
-    for counted in ("concepts_right", "pictures_right"):
-        assert set(table["merge"]["minus_base"][counted]) == {"mean", "low", "high"}
+    assert set(table["merge"]["minus_base"]) == {"success", "success_ci", "right", "right_ci"}
     assert table["merge"]["cost"]["rows"] == 2
     assert report(jobs[:6], tmp_path)["merge"]["open"] == 1
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Made-up results of four scene-seeds of `boxes2`, full, 50 steps."""
+    outcomes = {"merge": ["missing", "right", "swapped", "blended"], "clora": ["right"] * 4}
+    for method, second in outcomes.items():
+        jobs = suite_jobs("boxes2", [method], "full", first=4)
+        found = {
+            job.key: {
+                "job": job.description(),
+                "outcomes": dict(zip(job.names, ("right", own))),
+                "cost": {"seconds": 2.0 + n, "calls": 50},
+                "places": dict(zip(job.names, (0.5, 0.4))),
+                "likeness": dict(zip(job.names, (0.9, 0.7))),
+            }
+            for n, (job, own) in enumerate(zip(jobs, second))
+        }
+        path = result_file(tmp_path, "boxes2", method)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"suite": "boxes2", "method": method, "jobs": found}))
+    return tmp_path
+
+
+def reported(folder, *more: str) -> str:
+    command = ["bench", "report", "--results", str(folder), "--scenes", "4", *more]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.stderr
+    return result.output
+
+
+def test_rates_by_hand(results):
+    found = json.loads(reported(results, "--json", "--against", "merge"))
+    assert list(found) == ["boxes2"]
+    assert list(found["boxes2"]) == ["clora", "merge"], "in the order of METHODS"
+    row = found["boxes2"]["merge"]
+    assert (row["scenes"], row["open"]) == (4, 0)
+    assert (row["success"], row["right"], row["in_place"]) == (0.25, 0.625, 0.5)
+    assert (row["missing"], row["swapped"], row["blended"], row["duplicated"]) == (
+        0.125, 0.125, 0.125, 0,
+    )  # fmt: skip
+    assert (row["layout_iou"], row["likeness"]) == (0.45, 0.8)
+    assert row["cost"] == {"seconds": 3.5, "calls": 50}
+    assert row["in_place_ci"] == [0.5, 0.5]
+    minus = found["boxes2"]["clora"]["minus_merge"]
+    assert (minus["success"], minus["right"], minus["in_place"]) == (0.75, 0.375, 0)
+
+
+def test_tables_in_three_forms(results):
+    written = reported(results, "boxes2", "--format", "markdown")
+    head, rule, *lines = written.split("\n\n")[1].strip().splitlines()
+    assert head.startswith("| method | scenes | in place | right | pictures | missing |")
+    assert set(rule) <= set("|- ")
+    assert [line.split(" | ")[:3] for line in lines] == [
+        ["| `clora`", "4", "50 [50, 50]"], ["| `merge`", "4", "50 [50, 50]"],
+    ]  # fmt: skip
+    assert lines[1].endswith(" | +0 [+0, +0] |")
+    (_, line) = csv.DictReader(io.StringIO(reported(results, "--format", "csv")))
+    assert (line["suite"], line["method"], line["right"]) == ("boxes2", "merge", "0.625")
+    assert line["cost.seconds"] == "3.5"
+    assert line["in_place_ci_low"] == "0.5"
+    tex = reported(results, "--format", "latex")
+    assert tex.count(r"\\") == 3
+    assert "on the miniature" in tex
+    assert r"percent with 95\,\%" in tex
+    assert "merge" in reported(results)
+
+
+def test_no_results_to_report(tmp_path):
+    for more in ([], ["pairs"]):
+        result = CliRunner().invoke(app, ["bench", "report", *more, "--results", str(tmp_path)])
+        assert result.exit_code == 2
+        assert "no results" in result.stderr
 
 
 def test_damaged_results_are_not_overwritten(jobs, tmp_path):
@@ -91,7 +164,8 @@ def test_nothing_to_report(jobs, tmp_path):
 
 
 def test_command_line(tmp_path):
-    result = CliRunner().invoke(app, ["bench", "report", "pairs", "--results", str(tmp_path)])
+    report_merge = ["bench", "report", "pairs", "--methods", "merge", "--results", str(tmp_path)]
+    result = CliRunner().invoke(app, report_merge)
     assert result.exit_code == 2
     assert "loraweave bench run" in result.stderr
     bad = CliRunner().invoke(app, ["bench", "run", "pairs", "--set", "clora.speed=2"])
@@ -125,11 +199,10 @@ def test_placed_scenes_are_reported_with_their_places(tmp_path):
     run_jobs(jobs, tmp_path)
     table = report(jobs, tmp_path, against="merge")
     for rates in table.values():
-        for key in ("right_in_place", "layout_iou", "likeness"):
-            assert 0 <= rates[key]["low"] <= rates[key]["high"] <= 1
-    assert set(table["masked"]["minus_merge"]) == {
-        "concepts_right", "pictures_right", "right_in_place",
-    }  # fmt: skip
+        for key in ("in_place", "layout_iou", "likeness"):
+            low, high = rates[f"{key}_ci"]
+            assert 0 <= low <= rates[key] <= high <= 1
+    assert {"success", "right", "in_place"} < set(table["masked"]["minus_merge"])
     found = json.loads(result_file(tmp_path, "boxes3", "masked").read_text())["jobs"]
     (row,) = found.values()
     assert set(row["places"]) == set(row["likeness"]) == set(jobs[0].names)

@@ -1,7 +1,7 @@
 """Suites of scenes, runs that resume, and what came out of them."""
 
 from .jobs import SIZES, SUITES, Job, suite_jobs
-from .report import report
+from .report import finished, report
 from .run import run_jobs
 
-__all__ = ["SIZES", "SUITES", "Job", "report", "run_jobs", "suite_jobs"]
+__all__ = ["SIZES", "SUITES", "Job", "finished", "report", "run_jobs", "suite_jobs"]

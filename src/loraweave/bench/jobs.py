@@ -80,6 +80,7 @@ class Job:
 def suite_jobs(
     suite: str, methods: Sequence[str], size: str = "quick", *, split: Split = "report",
     steps: int = 50, settings: Mapping[str, Mapping[str, Any]] | None = None,
+    first: int | None = None,
 ) -> list[Job]:  # fmt: skip
     """The jobs of a suite, scene by scene.
 
@@ -90,6 +91,7 @@ def suite_jobs(
         split: `report`, or `tuning` for choosing settings.
         steps: of denoising.
         settings: by method, where they are not the defaults.
+        first: so many scene-seeds only.
 
     Raises:
         MethodError: no such suite, size, method or setting.
@@ -100,7 +102,7 @@ def suite_jobs(
     placed = suite in PLACED
     own = {m: _settings(m, (settings or {}).get(m, {}), placed) for m in methods}
     counts = (PLACED_COUNTS[size][SUITES[suite]], 1) if placed else SIZES[size]
-    chosen = scenes(suite, split, *counts)
+    chosen = scenes(suite, split, *counts)[:first]
     versions = {scene: miniature_version(scene.loras) for scene in chosen}
     return [
         Job(suite, split, scene.names, scene.background, scene.seed, scene.style, method,

@@ -7,23 +7,29 @@ from typing import Any
 
 from ..errors import SceneError
 from ..evaluate.bootstrap import bootstrap
-from ..miniature.judge.verdict import OUTCOMES
-from ..miniature.judged import LEAST_OVERLAP
-from .jobs import Job
+from ..methods import METHODS
+from ..miniature.judged import LEAST_OVERLAP, YARDSTICKS
+from .jobs import SUITES, Job
 from .run import read_results, result_file
 
-Results = dict[tuple, dict[str, Any]]
+FAILURES = ("missing", "duplicated", "swapped", "blended")
+Row = dict[str, Any]
+Results = dict[tuple, Row]
 
 
-def report(jobs: Sequence[Job], folder: Path, against: str | None = None) -> dict[str, Any]:
-    """By method: success of concepts and pictures, classes of failure, cost, differences.
+def report(jobs: Sequence[Job], folder: Path, against: str | None = None) -> dict[str, Row]:
+    """By method how much succeeds, how the rest fails, what it costs, and differences.
 
-    Intervals are 95 % bootstrap intervals over scene-seeds; differences (in the share of right
-    concepts, in right pictures, and in the share of concepts right and in place) are over the
+    Shares are in [0, 1]; `..._ci` is a 95 % bootstrap interval over scene-seeds. `success` is the
+    share of pictures in which every concept is right, `right` that of the concepts, and `missing`
+    to `blended` those of the concepts that fail so. Of scenes with boxes `in_place` is the share
+    of the concepts that are right and keep their box at an intersection over union of .5,
+    `layout_iou` the mean of that overlap, `likeness` the mean cosine of an instance and its
+    concept. `cost` is a mean over the pictures. Differences in the same shares are over the
     scene-seeds that both methods have.
 
     Args:
-        jobs: what is reported; those that are not finished are counted as `open`.
+        jobs: of one suite; those that are not finished are counted as `open`.
         folder: where the files are.
         against: the method that the others are compared with; none if None.
 
@@ -32,7 +38,7 @@ def report(jobs: Sequence[Job], folder: Path, against: str | None = None) -> dic
     """
     by_method: dict[str, Results] = {}
     missing: dict[str, int] = {}
-    files: dict[Path, dict[str, dict[str, Any]]] = {}
+    files: dict[Path, dict[str, Row]] = {}
     for job in jobs:
         results = by_method.setdefault(job.method, {})
         path = result_file(folder, job.suite, job.method)
@@ -55,54 +61,61 @@ def report(jobs: Sequence[Job], folder: Path, against: str | None = None) -> dic
     return table
 
 
-def _differences(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Any]:
+def finished(folder: Path) -> dict[str, list[str]]:
+    """The methods with files of results, by suite; both in the order in which we name them."""
+    methods = [*METHODS, *YARDSTICKS]
+    found = {s: [m for m in methods if result_file(folder, s, m).is_file()] for s in SUITES}
+    return {suite: own for suite, own in found.items() if own}
+
+
+def _differences(pairs: Sequence[tuple[Row, Row]]) -> Row:
     """Of one method minus another one, scene by scene."""
-    kinds: dict[str, Callable[[dict[str, Any]], float]] = {
-        "concepts_right": _right, "pictures_right": lambda row: float(_right(row) == 1),
-    }  # fmt: skip
+    kinds: dict[str, Callable[[Row], float]] = {"success": _success, "right": _right}
     if all("places" in row for pair in pairs for row in pair):
-        kinds["right_in_place"] = _placed
-    return {
-        kind: bootstrap([of(own) - of(other) for own, other in pairs]).as_dict()
-        for kind, of in kinds.items()
-    }
+        kinds["in_place"] = _in_place
+    differences: Row = {}
+    for kind, of in kinds.items():
+        differences |= _with_interval(kind, [of(own) - of(other) for own, other in pairs])
+    return differences
 
 
-def _rates(rows: Results, missing: int) -> dict[str, Any]:
+def _rates(rows: Results, missing: int) -> Row:
     if not rows:
         return {"scenes": 0, "open": missing}
-    right = [_right(row) for row in rows.values()]
-    outcomes = [o for row in rows.values() for o in row["outcomes"].values()]
-    costs = [row["cost"] for row in rows.values()]
+    found = list(rows.values())
+    outcomes = [o for row in found for o in row["outcomes"].values()]
+    costs = [row["cost"] for row in found]
     keys = dict.fromkeys(key for cost in costs for key in cost)
-    return {
-        **(_layout(rows) if "places" in next(iter(rows.values())) else {}),
-        "scenes": len(rows),
-        "open": missing,
-        "concepts_right": bootstrap(right).as_dict(),
-        "pictures_right": bootstrap([float(value == 1) for value in right]).as_dict(),
-        "outcomes": {o: outcomes.count(o) for o in OUTCOMES},
-        "cost": {key: mean(cost[key] for cost in costs if key in cost) for key in keys},
-    }
+    rates = {
+        "scenes": len(found), "open": missing,
+        **_with_interval("success", [_success(row) for row in found]),
+        **_with_interval("right", [_right(row) for row in found]),
+        **{kind: round(outcomes.count(kind) / len(outcomes), 4) for kind in FAILURES},
+    }  # fmt: skip
+    if all("places" in row for row in found):
+        rates |= _with_interval("in_place", [_in_place(row) for row in found])
+        for kind, what in (("layout_iou", "places"), ("likeness", "likeness")):
+            rates |= _with_interval(kind, [mean(row[what].values()) for row in found])
+    rates["cost"] = {key: mean(cost[key] for cost in costs if key in cost) for key in keys}
+    return rates
 
 
-def _layout(rows: Results) -> dict[str, Any]:
-    """Of placed scenes: right and in its place, overlap with the box, likeness of instances."""
-    overlap = [mean(row["places"].values()) for row in rows.values()]
-    likeness = [mean(row["likeness"].values()) for row in rows.values()]
-    return {
-        "right_in_place": bootstrap([_placed(row) for row in rows.values()]).as_dict(),
-        "layout_iou": bootstrap(overlap).as_dict(),
-        "likeness": bootstrap(likeness).as_dict(),
-    }
+def _with_interval(kind: str, values: Sequence[float]) -> Row:
+    interval = bootstrap(values)
+    low, high = round(interval.low, 4), round(interval.high, 4)
+    return {kind: round(interval.mean, 4), f"{kind}_ci": [low, high]}
 
 
-def _placed(row: dict[str, Any]) -> float:
+def _in_place(row: Row) -> float:
     """Share of the concepts that are right and in their box."""
     places, outcomes = row["places"], row["outcomes"]
     return mean(places[n] >= LEAST_OVERLAP and outcomes[n] == "right" for n in places)
 
 
-def _right(row: dict[str, Any]) -> float:
+def _right(row: Row) -> float:
     outcomes = row["outcomes"].values()
     return sum(outcome == "right" for outcome in outcomes) / len(outcomes)
+
+
+def _success(row: Row) -> float:
+    return float(_right(row) == 1)

@@ -25,6 +25,10 @@ Split = Annotated[
 ]
 Steps = Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps.")]
 Results = Annotated[Path, typer.Option("--results", help="Folder of the results.")]
+First = Annotated[
+    int | None,
+    typer.Option("--scenes", min=1, help="The first so many scene-seeds only.", show_default="all"),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="METHOD.KEY=VALUE", help="A setting of one method; repeatable."),
@@ -39,6 +43,7 @@ def run(
     split: Split = "report",
     steps: Steps = 50,
     settings: Settings = None,
+    scenes: First = None,
     results: Results = Path("results"),
     as_json: options.AsJson = False,
 ) -> None:
@@ -46,7 +51,7 @@ def run(
     from ..bench import run_jobs
     from ..progress import silence_libraries
 
-    jobs = _jobs(suite, methods, size, split, steps, settings)
+    jobs = _jobs(suite, _names(methods), size, split, steps, settings, scenes)
     silence_libraries()
     counts = run_jobs(jobs, results)
     if as_json:
@@ -57,12 +62,17 @@ def run(
 
 @app.command()
 def report(
-    suite: Suite = "pairs",
-    methods: Methods = "merge,clora",
-    size: Size = "quick",
+    suites: Annotated[
+        list[str] | None, typer.Argument(help="Suites.", show_default="all with results")
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Names with commas.", show_default="all with results")
+    ] = None,
+    size: Size = "full",
     split: Split = "report",
     steps: Steps = 50,
     settings: Settings = None,
+    scenes: First = None,
     results: Results = Path("results"),
     against: Annotated[
         str | None,
@@ -71,27 +81,52 @@ def report(
             show_default="the first",
         ),
     ] = None,
+    form: Annotated[
+        Literal["table", "markdown", "latex", "csv"],
+        typer.Option("--format", help="What to print."),
+    ] = "table",
     as_json: options.AsJson = False,
 ) -> None:
     """Rates of what is finished, with 95 % bootstrap intervals and paired differences."""
+    from ..bench import finished, tables
     from ..bench import report as made
-    from .report import show_values
+    from ..errors import SceneError
+    from .report import show_table
 
-    jobs = _jobs(suite, methods, size, split, steps, settings)
-    table = made(jobs, results, against or jobs[0].method)
+    there = finished(results)
+    if not (wanted := suites or list(there)):
+        raise SceneError(f"no results in {results}; use `loraweave bench run`")
+    found = {}
+    for suite in wanted:
+        names = _names(methods) if methods else there.get(suite, [])
+        if not names:
+            raise SceneError(f"no results of {suite!r} in {results}; use `loraweave bench run`")
+        jobs = _jobs(suite, names, size, split, steps, settings, scenes)
+        found[suite] = made(jobs, results, against or names[0])
     if as_json:
-        typer.echo(json.dumps(table, indent=2))
+        typer.echo(json.dumps(found, indent=2))
+    elif form == "table":
+        for suite, rows in found.items():
+            show_table(*tables.cells(rows), title=suite)
     else:
-        show_values(table)
+        written = {
+            "markdown": tables.markdown,
+            "latex": tables.latex,
+            "csv": tables.comma_separated,
+        }
+        typer.echo(written[form](found), nl=False)
+
+
+def _names(methods: str) -> list[str]:
+    return list(dict.fromkeys(name.strip() for name in methods.split(",")))
 
 
 def _jobs(
-    suite: str, methods: str, size: str, split: Literal["report", "tuning"], steps: int,
-    settings: list[str] | None,
+    suite: str, names: list[str], size: str, split: Literal["report", "tuning"], steps: int,
+    settings: list[str] | None, scenes: int | None,
 ) -> list:  # fmt: skip
     from ..bench import suite_jobs
     from ..miniature.judged import YARDSTICKS
 
-    names = list(dict.fromkeys(name.strip() for name in methods.split(",")))
     own = by_method(names, options.read_settings(settings), YARDSTICKS)
-    return suite_jobs(suite, names, size, split=split, steps=steps, settings=own)
+    return suite_jobs(suite, names, size, split=split, steps=steps, settings=own, first=scenes)

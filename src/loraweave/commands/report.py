@@ -1,6 +1,7 @@
 """`loraweave methods` and `loraweave inspect`."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -69,6 +70,15 @@ def show_values(values: dict[str, Any]) -> None:
     table = _table()
     for key, value in _flat(values):
         table.add_row(key, value)
+    show(table)
+
+
+def show_table(headings: Sequence[str], *lines: Sequence[str], title: str = "") -> None:
+    """Print lines under headings."""
+    table = _table(*headings)
+    table.title, table.title_justify = title, "left"
+    for line in lines:
+        table.add_row(*line)
     show(table)
 
 
