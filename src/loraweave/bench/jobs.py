@@ -40,6 +40,7 @@ class Job:
         miniature: version of what the scene depends on, see `miniature_version`.
         package: version.
         attribute: of the scene, if it has one.
+        device: that it is drawn on.
     """
 
     suite: str
@@ -54,6 +55,7 @@ class Job:
     miniature: str
     package: str
     attribute: tuple[str, str] | None = None
+    device: str = "cpu"
 
     @property
     def scene(self) -> ConceptScene:
@@ -72,15 +74,16 @@ class Job:
     def description(self) -> dict[str, Any]:
         """Plain data for JSON."""
         text = {**asdict(self), "names": list(self.names), "settings": dict(self.settings)}
-        if self.attribute is None:
-            del text["attribute"]  # keys of the other suites are older than attributes
+        for later, usual in (("attribute", None), ("device", "cpu")):
+            if text[later] == usual:
+                del text[later]  # keys of former results are older than these fields
         return text
 
 
 def suite_jobs(
     suite: str, methods: Sequence[str], size: str = "quick", *, split: Split = "report",
     steps: int = 50, settings: Mapping[str, Mapping[str, Any]] | None = None,
-    first: int | None = None,
+    first: int | None = None, device: str = "cpu",
 ) -> list[Job]:  # fmt: skip
     """The jobs of a suite, scene by scene.
 
@@ -92,6 +95,7 @@ def suite_jobs(
         steps: of denoising.
         settings: by method, where they are not the defaults.
         first: so many scene-seeds only.
+        device: that they are drawn on.
 
     Raises:
         MethodError: no such suite, size, method or setting.
@@ -106,7 +110,7 @@ def suite_jobs(
     versions = {scene: miniature_version(scene.loras) for scene in chosen}
     return [
         Job(suite, split, scene.names, scene.background, scene.seed, scene.style, method,
-            own[method], steps, versions[scene], __version__, scene.attribute)
+            own[method], steps, versions[scene], __version__, scene.attribute, device)
         for scene in chosen
         for method in methods
     ]  # fmt: skip

@@ -2,14 +2,19 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from ..errors import SceneError
 from ..files import write_atomically
-from ..miniature.judged import SceneDrawer
 from ..progress import track
+from .engines import finished_jobs
 from .jobs import Job
+
+Results = dict[str, dict[str, Any]]
 
 
 def result_file(folder: Path, suite: str, method: str) -> Path:
@@ -17,7 +22,7 @@ def result_file(folder: Path, suite: str, method: str) -> Path:
     return folder / suite / f"{method}.json"
 
 
-def read_results(path: Path) -> dict[str, dict[str, Any]]:
+def read_results(path: Path) -> Results:
     """Results by the keys of their jobs; none if there is no file.
 
     Raises:
@@ -33,41 +38,54 @@ def read_results(path: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def run_jobs(jobs: Sequence[Job], folder: Path) -> dict[str, int]:
+def run_jobs(
+    jobs: Sequence[Job], folder: Path, engine: str = "local", workers: int = 1
+) -> dict[str, Any]:
     """Draw and judge every job that is not finished yet.
 
-    A file is written after every job, complete or not at all.
+    A file is written after every job, complete or not at all, so that a run that is killed loses
+    the jobs in flight. Several runs may write to one folder. A job that fails does not stop the
+    others.
 
     Args:
-        jobs: of any suites and methods.
+        jobs: of any suites and methods, for one device.
         folder: where the files are.
+        engine: `local` or `ray`, see `engines`.
+        workers: how many jobs are in flight.
 
     Returns:
-        How many were run and how many were found.
+        How many were `run` and how many were `found`; `failed` has the others, each with its
+        suite, method, scene and the `fault`.
 
     Raises:
         SceneError: a file of results is damaged, or the folder cannot be written.
+        MethodError: no such engine, or its workers died too often.
     """
-    done: dict[Path, dict[str, dict[str, Any]]] = {}
-    for job in jobs:
-        path = result_file(folder, job.suite, job.method)
-        if path not in done:
-            done[path] = read_results(path)
-    todo = [j for j in jobs if j.key not in done[result_file(folder, j.suite, j.method)]]
-    drawer = SceneDrawer() if todo else None
-    for job in track(todo, "bench", total=len(todo)):
-        assert drawer is not None
-        judged = drawer.draw(job.scene, job.method, job.settings, job.steps)
-        path = result_file(folder, job.suite, job.method)
-        done[path][job.key] = {
-            "job": job.description(), "outcomes": judged.outcomes, "cost": judged.cost,
-        }  # fmt: skip
-        if judged.places is not None:
-            done[path][job.key] |= {"places": judged.places, "likeness": judged.likeness}
-        text = json.dumps({"suite": job.suite, "method": job.method, "jobs": done[path]}, indent=1)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+    paths = dict.fromkeys(result_file(folder, job.suite, job.method) for job in jobs)
+    there = {path: read_results(path) for path in paths}
+    todo = [j for j in jobs if j.key not in there[result_file(folder, j.suite, j.method)]]
+    failed = []
+    if todo:
+        with closing(finished_jobs(todo, engine, workers)) as finished:
+            for job, result, fault in track(finished, "bench", total=len(todo)):
+                if result is None:
+                    failed.append({
+                        "suite": job.suite, "method": job.method, "names": list(job.names),
+                        "background": job.background, "seed": job.seed, "fault": fault,
+                    })  # fmt: skip
+                else:
+                    _keep(folder, job, result)
+    return {"run": len(todo) - len(failed), "found": len(jobs) - len(todo), "failed": failed}
+
+
+def _keep(folder: Path, job: Job, result: dict[str, Any]) -> None:
+    """Add a result to its file, with what others have written there meanwhile."""
+    path = result_file(folder, job.suite, job.method)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f".{path.stem}.lock")):
+            results = read_results(path) | {job.key: result}
+            text = json.dumps({"suite": job.suite, "method": job.method, "jobs": results}, indent=1)
             write_atomically(path, f"{text}\n".encode())
-        except OSError as error:
-            raise SceneError(f"cannot write {path}: {error.strerror}") from None
-    return {"run": len(todo), "found": len(jobs) - len(todo)}
+    except OSError as error:
+        raise SceneError(f"cannot write {path}: {error.strerror}") from None

@@ -8,6 +8,7 @@ import typer
 
 from . import options
 from .for_each import by_method
+from .job import check_device
 
 app = typer.Typer(no_args_is_help=True, help="Run suites of scenes by several methods.")
 
@@ -45,19 +46,37 @@ def run(
     settings: Settings = None,
     scenes: First = None,
     results: Results = Path("results"),
+    device: Annotated[
+        str, typer.Option(help="That draws. Results of another one are other results.")
+    ] = "cpu",
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="This machine, or a Ray cluster.")
+    ] = "local",
+    workers: Annotated[int, typer.Option(min=1, help="How many jobs at a time.")] = 1,
     as_json: options.AsJson = False,
 ) -> None:
-    """Draw and judge what is not finished yet; one file a method in RESULTS/SUITE."""
+    """Draw and judge what is not finished yet; one file a method in RESULTS/SUITE.
+
+    A job that fails does not stop the others; they are listed at the end, and the exit status
+    is 1.
+    """
     from ..bench import run_jobs
     from ..progress import silence_libraries
 
-    jobs = _jobs(suite, _names(methods), size, split, steps, settings, scenes)
+    if engine == "local":
+        check_device(device)
+    jobs = _jobs(suite, _names(methods), size, split, steps, settings, scenes, device)
     silence_libraries()
-    counts = run_jobs(jobs, results)
+    counts = run_jobs(jobs, results, engine, workers)
     if as_json:
         typer.echo(json.dumps(counts))
     else:
         typer.echo(f"{counts['run']} jobs run, {counts['found']} were finished before")
+    for job in counts["failed"]:
+        scene = f"{', '.join(job['names'])} in {job['background']}, seed {job['seed']}"
+        typer.echo(f"failed: {job['method']}, {scene}: {job['fault']}", err=True)
+    if counts["failed"]:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -74,6 +93,7 @@ def report(
     settings: Settings = None,
     scenes: First = None,
     results: Results = Path("results"),
+    device: Annotated[str, typer.Option(help="That drew.")] = "cpu",
     against: Annotated[
         str | None,
         typer.Option(
@@ -101,7 +121,7 @@ def report(
         names = _names(methods) if methods else there.get(suite, [])
         if not names:
             raise SceneError(f"no results of {suite!r} in {results}; use `loraweave bench run`")
-        jobs = _jobs(suite, names, size, split, steps, settings, scenes)
+        jobs = _jobs(suite, names, size, split, steps, settings, scenes, device)
         found[suite] = made(jobs, results, against or names[0])
     if as_json:
         typer.echo(json.dumps(found, indent=2))
@@ -123,10 +143,12 @@ def _names(methods: str) -> list[str]:
 
 def _jobs(
     suite: str, names: list[str], size: str, split: Literal["report", "tuning"], steps: int,
-    settings: list[str] | None, scenes: int | None,
+    settings: list[str] | None, scenes: int | None, device: str,
 ) -> list:  # fmt: skip
     from ..bench import suite_jobs
     from ..miniature.judged import YARDSTICKS
 
     own = by_method(names, options.read_settings(settings), YARDSTICKS)
-    return suite_jobs(suite, names, size, split=split, steps=steps, settings=own, first=scenes)
+    return suite_jobs(
+        suite, names, size, split=split, steps=steps, settings=own, first=scenes, device=device
+    )

@@ -183,6 +183,17 @@ def _names(scene: Scene) -> list[str]:
     return [words.name for words in (*scene.parsed.concepts, *scene.parsed.styles)]
 
 
+def check_device(device: str) -> None:
+    """Raise typer.BadParameter for a device that this machine does not have."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch raises the latter without CUDA
+        reason = str(error).splitlines()[0]
+        raise typer.BadParameter(f"--device {device!r}: {reason}") from None
+
+
 def load_model(base: str, dtype: DType, device: str | None) -> Any:
     """The base model, loaded without the libraries' chatter.
 
@@ -195,11 +206,7 @@ def load_model(base: str, dtype: DType, device: str | None) -> Any:
 
     silence_libraries()
     if device is not None:
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:  # torch raises the latter without CUDA
-            reason = str(error).splitlines()[0]
-            raise typer.BadParameter(f"--device {device!r}: {reason}") from None
+        check_device(device)
     return load(base, dtype=getattr(torch, dtype), device=device)
 
 

@@ -86,10 +86,15 @@ class Judged:
 
 
 class SceneDrawer:
-    """Draws and judges scenes on the miniature that ships."""
+    """Draws scenes on the miniature that ships, and judges them.
 
-    def __init__(self) -> None:
-        self.pipe, self.judge = load("miniature", device="cpu"), load_judge()
+    Args:
+        device: that draws; the judge works on the processor.
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device, self.judge = device, load_judge()
+        self.pipe = load("miniature", device=device)
         self.reader = load_style_reader()
 
     def draw(
@@ -97,7 +102,7 @@ class SceneDrawer:
         steps: int = 50,
     ) -> Judged:  # fmt: skip
         """One scene with its own noise, by a method or a yardstick."""
-        with peak_memory() as memory:
+        with peak_memory(self.device) as memory:
             judged = self._drawn(scene, method, settings, steps)
         if memory.mib is not None:
             judged.cost["peak_mib"] = memory.mib
