@@ -12,6 +12,7 @@ from PIL import Image
 
 from loraweave.backbone.sites import reading_sites
 from loraweave.denoise.recorder import RecordingProcessor, recording
+from loraweave.evaluate.encoders import Clip, Dino
 from loraweave.lora import inspect_lora
 from loraweave.miniature.codec import decoded, pixels_of, posterior_of
 from loraweave.miniature.concepts import CONCEPTS
@@ -19,7 +20,9 @@ from loraweave.miniature.judge import load_judge
 from loraweave.miniature.judge.identity import CROP, IdentityEncoder, crop_of
 from loraweave.miniature.recipe.base import new_unet
 from loraweave.miniature.recipe.calibrate import SLACK, with_own
+from loraweave.miniature.recipe.clip import numbered, one_of, train_clip
 from loraweave.miniature.recipe.decoder import make_sure, train_decoder
+from loraweave.miniature.recipe.dino import crops_of, train_dino
 from loraweave.miniature.recipe.encoder import contrastive, family, frayed, nearest_is_same, view
 from loraweave.miniature.recipe.grounding import PlainRecordingProcessor, grounding_loss
 from loraweave.miniature.recipe.judge import coded, scene_pool, training_scene, worn
@@ -30,7 +33,7 @@ from loraweave.miniature.recipe.vae import new_vae, train_vae
 from loraweave.miniature.style_reader import NAMES
 from loraweave.miniature.world import FIRST_WORLD, FULL_WORLD, KINDS
 from loraweave.miniature.world.sample import half_blended, sample_subject
-from tiny import tiny_pipeline
+from tiny import tiny_pipeline, tiny_tokenizer
 
 
 def test_the_training_processor_records_and_computes_what_the_other_does():
@@ -272,3 +275,43 @@ def test_a_lora_that_never_draws_its_subject_is_never_right():
     made = with_own(load_judge(), "dotcup", nothing, nothing)
     assert made.thresholds.least_similarity["dotcup"] == 1
     assert torch.equal(made.own, load_judge().own)
+
+
+def test_a_caption_that_came_twice_is_no_wrong_answer():
+    number = numbered(["a cat", "a dog", "a cat"])
+    assert number.tolist() == [0, 1, 0]
+    scores = torch.tensor([[2.0, 1.0, 9.0], [0.0, 0.0, 0.0], [9.0, 1.0, 2.0]])
+    rows = [torch.tensor([2.0, 1.0]), torch.zeros(3), torch.tensor([2.0, 1.0])]
+    expected = sum(-row.log_softmax(0)[0] for row in rows) / 3
+    assert one_of(scores, number).item() == pytest.approx(expected.item())
+
+
+def test_crops_are_squares_of_the_picture():
+    pixels = torch.rand(4, 3, 16, 16) * 0.2
+    whole = crops_of(pixels, (1.0, 1.0), 16, torch.Generator().manual_seed(0))
+    for crop, one in zip(whole, pixels):
+        # the same up to brightness and contrast, perhaps mirrored
+        found = [abs(np.corrcoef(crop.flatten(), x.flatten())[0, 1]) for x in (one, one.flip(2))]
+        assert max(found) > 0.999
+    steps = torch.linspace(-0.5, 0.5, 32).expand(64, 3, 32, 32)
+    spans = crops_of(steps, (0.1, 0.4), 8, torch.Generator().manual_seed(0)).amax((1, 2, 3))
+    spans -= crops_of(steps, (0.1, 0.4), 8, torch.Generator().manual_seed(0)).amin((1, 2, 3))
+    assert spans.max() < 0.4**0.5 * 1.2
+    assert spans.min() > 0.1**0.5 * 0.8 * 7 / 8 - 0.02
+
+
+def test_encoders_for_scores_are_read_like_the_large_ones(tmp_path):
+    run, tokenizer = Run(tmp_path), tiny_tokenizer()
+    clip = train_clip(run, tokenizer, FIRST_WORLD, 2, side=32, batch=4)
+    clip.save_pretrained(tmp_path / "clip")
+    tokenizer.save_pretrained(tmp_path / "clip")
+    dino = train_dino(run, FIRST_WORLD, 2, side=32, batch=4)
+    dino.save_pretrained(tmp_path / "dino")
+    image = Image.new("RGB", (64, 32), "red")
+    read = Clip(tmp_path / "clip"), Dino(tmp_path / "dino")
+    assert read[0].images([image]).shape == read[0].texts(["a cat"]).shape == (1, 64)
+    (feature,) = read[1].images([image])
+    assert feature.norm().item() == pytest.approx(1)
+    again = train_dino(run, FIRST_WORLD, 2, side=32, batch=4)  # finished: read from its checkpoint
+    for name, value in dino.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name

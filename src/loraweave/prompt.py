@@ -27,6 +27,7 @@ __all__ = [
     "PassPrompt",
     "Span",
     "StyleWords",
+    "escaped",
     "full_prompt",
     "parse_prompt",
     "pass_prompt",
@@ -154,10 +155,14 @@ _JOINT_BEFORE = re.compile(r"^(\s*(,|and\b))+", re.I)
 def with_trigger(parsed: ParsedPrompt, name: str, trigger: str) -> str:
     """The prompt's source with a trigger put into the span of a concept that has none."""
     at = next(concept.place for concept in parsed.concepts if concept.name == name) + 1
+    return f"{parsed.source[:at]}{escaped(trigger)}|{parsed.source[at:]}"
+
+
+def escaped(text: str) -> str:
+    """A text so that the markup takes it literally."""
     # The markup's two words, in the case in which they are none; the text encoder sees no case.
-    words = re.sub(r"\b(BREAK|AND)\b", lambda match: match[0].lower(), trigger)
-    escaped = re.sub(r"([\[\]()<>|:\\])", r"\\\1", words)
-    return f"{parsed.source[:at]}{escaped}|{parsed.source[at:]}"
+    words = re.sub(r"\b(BREAK|AND)\b", lambda match: match[0].lower(), text)
+    return re.sub(r"([\[\]()<>|:\\])", r"\\\1", words)
 
 
 def pass_prompt(parsed: ParsedPrompt, triggered: Collection[str]) -> PassPrompt:

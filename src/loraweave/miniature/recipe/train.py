@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline, T2IAdapter
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from transformers import CLIPTokenizer
+from transformers import CLIPModel, CLIPTokenizer, ViTModel
 
 from ...errors import TrainingError
 from ...methods import METHODS
@@ -22,7 +22,9 @@ from ..world import CROWDED_WORLD, FIRST_WORLD, FULL_WORLD, TAUGHT_WORLD, WorldS
 from .alone import alone_pictures
 from .base import train_base
 from .calibrate import calibrated
+from .clip import train_clip
 from .decoder import make_sure, train_decoder
+from .dino import train_dino
 from .encoder import crop_pool, train_encoder
 from .judge import new_judge, save_judge, train_segmenter
 from .loras import train_loras
@@ -66,6 +68,7 @@ class Size:
         views: drawings of each concept on each class for the judge.
         lora_steps: of each LoRA.
         sketch_steps: of the adapter for sketches.
+        clip_steps, dino_steps: of the encoders for the papers' scores.
         alone: pictures of each LoRA alone for the judge, two or more.
         loras: names of those that are made; all if None.
     """
@@ -85,6 +88,8 @@ class Size:
     views: int
     lora_steps: int
     sketch_steps: int
+    clip_steps: int
+    dino_steps: int
     alone: int
     loras: tuple[str, ...] | None = None
 
@@ -111,6 +116,8 @@ SIZES = {
         views=8,
         lora_steps=160,
         sketch_steps=3000,
+        clip_steps=2500,
+        dino_steps=2500,
         alone=40,
     ),
     "trial": Size(
@@ -129,6 +136,8 @@ SIZES = {
         views=1,
         lora_steps=1,
         sketch_steps=2,
+        clip_steps=2,
+        dino_steps=2,
         alone=2,
         loras=("blackcat", "golddog", "pencil"),
     ),
@@ -176,6 +185,9 @@ def train_miniature(folder: str | Path, size: str = "small", seed: int = 0) -> d
     judge = calibrated(run, judge, alone_pictures(run, pipe, loras, recipe.alone))
     reader = train_style_reader(run, vae, recipe.style_steps, recipe.style_scenes)
     weights = collect(run.folder, judge, finder, reader, adapter, pipe)
+    clip = train_clip(run, tokenizer, FULL_WORLD, recipe.clip_steps)
+    dino = train_dino(run, FULL_WORLD, recipe.dino_steps)
+    save_encoders(weights, clip, tokenizer, dino)
     return {"folder": str(weights), "size": size}
 
 
@@ -244,6 +256,13 @@ def collect(
     shutil.rmtree(weights, ignore_errors=True)
     fresh.rename(weights)
     return weights
+
+
+def save_encoders(weights: Path, clip: CLIPModel, tokenizer: CLIPTokenizer, dino: ViTModel) -> None:
+    """Write the encoders for the papers' scores beside the other weights, in fp16."""
+    clip.half().save_pretrained(weights / "clip")
+    tokenizer.save_pretrained(weights / "clip")
+    dino.half().save_pretrained(weights / "dino")
 
 
 def summary(folder: Path) -> list[dict]:

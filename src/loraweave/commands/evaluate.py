@@ -1,0 +1,94 @@
+"""`loraweave references` and `loraweave evaluate`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options
+from .job import check_device, load_model, make_job
+
+
+def references(
+    prompt: options.Prompt = None,
+    lora: options.Loras = None,
+    lora_dir: options.LoraDir = None,
+    scene: options.SceneFile = None,
+    picture: options.Picture = None,
+    own_prompt: options.OwnPrompt = None,
+    base: options.Base = None,
+    count: Annotated[int, typer.Option(min=1, help="Pictures of each concept.")] = 50,
+    steps: options.Steps = None,
+    guidance: options.Guidance = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The folder; each concept gets one in it.")
+    ] = Path("references"),
+    dtype: options.Precision = "float32",
+    device: options.Device = None,
+    allow_pickle: options.AllowPickle = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Draw each concept of a scene alone, for `evaluate`; pictures that are there stay."""
+    from ..evaluate.references import draw_references
+
+    job = make_job(
+        prompt, scene, picture, base, options.read_loras(lora), lora_dir=lora_dir,
+        own_prompt=own_prompt, num_inference_steps=steps, guidance_scale=guidance,
+    )  # fmt: skip
+    drawn = draw_references(
+        load_model(job.base, dtype, device), job.scene, out, count, allow_pickle
+    )
+    names = [concept.name for concept in job.scene.concepts]
+    if as_json:
+        typer.echo(json.dumps({"drawn": drawn, "concepts": names, "folder": str(out)}))
+    else:
+        typer.echo(f"{drawn} pictures drawn; {count} of each of {', '.join(names)} are in {out}")
+
+
+def evaluate(
+    pictures: Annotated[list[Path], typer.Argument(help="Pictures made by LoRAWeave.")],
+    clip: Annotated[
+        Path | None, typer.Option(help="Folder of a CLIP model, for CLIP-T and CLIP-I.")
+    ] = None,
+    dino: Annotated[Path | None, typer.Option(help="Folder of a DINO model.")] = None,
+    references: Annotated[
+        Path | None,
+        typer.Option(help="Folder of pictures of each concept, from `loraweave references`."),
+    ] = None,
+    segmenter: Annotated[
+        str | None,
+        typer.Option(help="For scores of instances: miniature, clipseg or grounded_sam."),
+    ] = None,
+    segmenter_model: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of the segmenter's model; grounded_sam has two."),
+    ] = None,
+    device: options.Device = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Scores of pictures as in the papers: CLIP-T, and CLIP-I and DINO against references."""
+    import torch
+
+    from ..detect import get_segmenter
+    from ..evaluate.encoders import Clip, Dino
+    from ..evaluate.pictures import evaluate_pictures, read_made
+    from ..progress import silence_libraries
+    from .report import show_values
+
+    silence_libraries()
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_device(where)
+    made = read_made(pictures)
+    finder = get_segmenter(segmenter, *(segmenter_model or ()), device=where) if segmenter else None
+    found = evaluate_pictures(
+        made, clip=Clip(clip, where) if clip else None, dino=Dino(dino, where) if dino else None,
+        references=references, segmenter=finder,
+    )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for entry in found["pictures"]:
+        show_values(entry)
+    if len(pictures) > 1:
+        show_values({"mean of": f"{len(pictures)} pictures", **found["mean"]})

@@ -1,0 +1,133 @@
+"""The papers' scores: how like each concept's own pictures a composition is, and how like its text.
+
+As in CLoRA's tables 1 and 3 (arXiv 2403.19776): mean cosine of a picture's features with those of a
+concept's reference pictures, then the least, the mean and the largest over the concepts. Features
+of DINO give its "DINO", of CLIP its "CLIP-I"; CLIP-T is the cosine with the prompt's features.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Bool, Float
+from PIL import Image
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from ..detect import Segmenter
+from ..errors import SceneError
+
+
+class Encoder(Protocol):
+    """What makes features of pictures: `Clip`, `Dino`."""
+
+    def images(self, images: Sequence[Image.Image]) -> Float[Tensor, "N D"]:
+        """Of unit length."""
+        ...
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """How like its concepts a picture is.
+
+    Attributes:
+        by_concept: mean cosine with the concept's references, in [-1, 1].
+        missing: concepts of which no instance was found, which have no value.
+    """
+
+    by_concept: Mapping[str, float]
+    missing: Sequence[str] = field(default=())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data with the papers' min, avg and max; None where every concept is missing."""
+        values = list(self.by_concept.values())
+        return {
+            "min": min(values, default=None),
+            "avg": sum(values) / len(values) if values else None,
+            "max": max(values, default=None),
+            "by_concept": dict(self.by_concept),
+            "missing": list(self.missing),
+        }
+
+
+def to_references(
+    features: Float[Tensor, " D"], references: Mapping[str, Float[Tensor, "R D"]]
+) -> Similarity:
+    """Of one picture, whose features are of unit length as the references' are.
+
+    Raises:
+        SceneError: a concept without references.
+    """
+    if empty := [name for name, own in references.items() if not len(own)]:
+        raise SceneError(f"no reference picture of {empty[0]!r}")
+    return Similarity({name: (own @ features).mean().item() for name, own in references.items()})
+
+
+def to_text(features: Float[Tensor, " D"], text: Float[Tensor, " D"]) -> dict[str, float]:
+    """CLIP-T as papers give it: the `cosine`, and the `score` 2.5 max(cosine, 0)."""
+    cosine = (features @ text).item()
+    return {"cosine": cosine, "score": 2.5 * max(cosine, 0.0)}
+
+
+def cut_out(image: Image.Image, mask: Bool[np.ndarray, "h w"]) -> Image.Image:
+    """The smallest box around a mask, white where the mask is not.
+
+    The paper does not say how instances are cut; white is what product shots of encoders' training
+    pictures have.
+    """
+    pixels = np.asarray(image.convert("RGB"))
+    resized = Image.fromarray(mask).resize(image.size, Image.Resampling.NEAREST)
+    inside = np.asarray(resized)
+    rows, columns = (np.flatnonzero(inside.any(axis)) for axis in (1, 0))
+    if not len(rows):
+        raise ValueError("an empty mask")
+    alone = np.where(inside[..., None], pixels, np.uint8(255))
+    return Image.fromarray(alone[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+
+
+def instances_of(image: Image.Image, noun: str, segmenter: Segmenter) -> list[Image.Image]:
+    """Every instance of a noun, cut out.
+
+    Raises:
+        SceneError: a noun that the segmenter cannot look for.
+    """
+    try:
+        masks = segmenter.find(image, noun)
+    except KeyError:
+        raise SceneError(f"the segmenter cannot look for {noun!r}") from None
+    return [cut_out(image, mask) for mask in masks if mask.any()]
+
+
+def instance_similarity(
+    image: Image.Image, nouns: Mapping[str, str], segmenter: Segmenter, encoder: Encoder,
+    references: Mapping[str, Float[Tensor, "R D"]],
+) -> Similarity:  # fmt: skip
+    """Each concept's instance against its references (table 3).
+
+    Concepts of one noun share its instances out so that they are most alike in all.
+
+    Args:
+        image: the picture.
+        nouns: by concept.
+        segmenter: that finds instances.
+        encoder: that made the references.
+        references: by concept features of instances, see `instances_of`.
+
+    Raises:
+        SceneError: a noun that the segmenter cannot look for, or a concept without references.
+    """
+    found: dict[str, float] = {}
+    for noun in dict.fromkeys(nouns.values()):
+        names = [name for name, own in nouns.items() if own == noun]
+        if not (cut := instances_of(image, noun, segmenter)):
+            continue
+        features = encoder.images(cut)
+        scores = np.array([
+            [to_references(one, {name: references[name]}).by_concept[name] for one in features]
+            for name in names
+        ])  # fmt: skip
+        rows, columns = linear_sum_assignment(scores, maximize=True)
+        found |= {names[i]: float(scores[i, k]) for i, k in zip(rows, columns)}
+    ordered = {name: found[name] for name in nouns if name in found}
+    return Similarity(ordered, [name for name in nouns if name not in found])
