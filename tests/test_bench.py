@@ -47,14 +47,14 @@ def test_the_version_of_the_miniature_is_that_of_what_a_scene_uses():
 
 def test_what_is_finished_is_not_run_again(jobs, tmp_path):
     few = jobs[:4]
-    assert run_jobs(few[:2], tmp_path) == {"run": 2, "found": 0}
+    assert run_jobs(few[:2], tmp_path) == {"run": 2, "found": 0, "failed": []}
     path = result_file(tmp_path, "pairs", "merge")
     before = path.read_text()
-    assert run_jobs(few, tmp_path) == {"run": 2, "found": 2}
+    assert run_jobs(few, tmp_path) == {"run": 2, "found": 2, "failed": []}
     found = json.loads(path.read_text())["jobs"]
     assert json.loads(before)["jobs"].items() <= found.items()
     again = run_jobs(few, tmp_path)
-    assert again == {"run": 0, "found": 4}
+    assert again == {"run": 0, "found": 4, "failed": []}
 
     table = report(few, tmp_path, against="base")
     assert table["merge"]["scenes"] == table["base"]["scenes"] == 2
@@ -127,6 +127,24 @@ def test_tables_in_three_forms(results):
     assert "on the miniature" in tex
     assert r"percent with 95\,\%" in tex
     assert "merge" in reported(results)
+
+
+def test_what_is_not_finished_is_seen(results):
+    assert "4 of 5" in reported(results, "--scenes", "5", "--format", "markdown")
+    # another suite, of which nothing is finished with these settings, does not hide this one
+    other = result_file(results, "pairs", "merge")
+    other.parent.mkdir()
+    other.write_text(json.dumps({"jobs": {}}))
+    assert list(json.loads(reported(results, "--json", "--set", "clora.masks=true"))) == ["boxes2"]
+    for more, message in (
+        (["pairs"], "nothing of this is finished"),
+        (["--against", "steam"], "'steam' is not among the methods compared: clora, merge"),
+        (["--set", "steam.x=1"], "none of the methods"),
+    ):
+        command = ["bench", "report", *more, "--results", str(results)]
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 2
+        assert message in " ".join(result.stderr.split())
 
 
 def test_no_results_to_report(tmp_path):

@@ -15,8 +15,8 @@ import pytest
 from typer.testing import CliRunner
 
 from loraweave import MethodError
-from loraweave.bench import run_jobs, suite_jobs
-from loraweave.bench.engines import finished_jobs
+from loraweave.bench import engines, run_jobs, suite_jobs
+from loraweave.bench.engines import Finished, finished_jobs
 from loraweave.bench.run import read_results, result_file
 from loraweave.cli import app
 from loraweave.miniature.judged import SceneDrawer
@@ -34,6 +34,7 @@ def expected(jobs):
 
 
 def known(result):
+    assert result["cost"]["threads"] >= 1
     cost = {key: result["cost"][key] for key in ("calls", "rows", "backward_rows")}
     return {**result, "cost": cost}
 
@@ -51,7 +52,7 @@ def test_a_job_that_fails_does_not_stop_the_others(jobs, expected, tmp_path):
     assert (counts["run"], counts["found"]) == (3, 0)
     (fault,) = counts["failed"]
     assert fault["names"] == ["nobody", "blackcat"]
-    assert fault["fault"] == "KeyError: 'nobody'"
+    assert fault["fault"].startswith("LoraError: no LoRA 'nobody' ships")
     assert written(tmp_path, jobs) == {j.key: expected[j.key] for j in (jobs[0], *jobs[2:4])}
 
 
@@ -79,14 +80,42 @@ def test_failed_jobs_are_listed_and_the_status_is_1(tmp_path, monkeypatch):
     assert json.loads(again.stdout) == {"run": 1, "found": 1, "failed": []}
 
 
-def test_two_runs_may_write_to_one_file(jobs, expected, tmp_path):
-    """The second one begins before the first one has finished anything."""
-    first, second = jobs[:2], jobs[2:]
-    for finished in finished_jobs(first[:1], "local", 1):
-        run_jobs(second, tmp_path)
-        run_jobs([finished.job], tmp_path)
-    run_jobs(first, tmp_path)
-    assert written(tmp_path, jobs) == expected
+FORKED = """
+import os, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from loraweave.bench import engines, run_jobs, suite_jobs
+worker = engines.Worker("cpu")  # loaded once, for all the runs
+drawn = {}
+class Remembering:  # so that runs do nothing but write
+    def __init__(self, device): pass
+    def draw(self, job):
+        if job.key not in drawn:
+            drawn[job.key] = worker.draw(job)
+        return drawn[job.key]
+engines.Worker = Remembering
+jobs = suite_jobs("boxes2", ["merge"], steps=1, first=3)
+for job in jobs:
+    Remembering(None).draw(job)
+for n in range(10):
+    folder = Path(sys.argv[1]) / str(n)
+    children = []
+    for job in jobs:
+        if not (child := os.fork()):
+            run_jobs([job], folder)
+            os._exit(0)
+        children.append(child)
+    assert all(os.waitpid(child, 0)[1] == 0 for child in children)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_several_runs_may_write_to_one_file(jobs, expected, tmp_path):
+    subprocess.run([sys.executable, "-c", FORKED, str(tmp_path)], check=True)
+    merged = [job for job in jobs if job.method == "merge"]
+    for n in range(10):
+        assert written(tmp_path / str(n), merged) == {j.key: expected[j.key] for j in merged}
 
 
 KILLED = """
@@ -143,18 +172,52 @@ def test_processes_find_what_one_finds(jobs, expected):
             os.kill(killed[0], signal.SIGKILL)
     assert killed
     assert found == expected
+    assert not multiprocessing.active_children()
+
+
+def serve_or_die(end, device, threads):
+    """A worker's process that dies of a masked scene."""
+    while True:
+        job = end.recv()
+        if job.method == "masked":
+            os._exit(9)
+        end.send(Finished(job, {"threads": threads}))
+
+
+def test_a_job_that_kills_its_workers_does_not_stop_the_others(jobs, monkeypatch):
+    monkeypatch.setattr(engines, "_serve", serve_or_die)
+    some = jobs[:3]  # merge, masked, merge
+    found = list(finished_jobs(some, "local", 2))
+    assert sorted(f.job.key for f in found) == sorted(job.key for job in some)
+    for finished in found:
+        if finished.job.method == "masked":
+            assert (finished.result, "died" in finished.fault) == (None, True)
+        else:
+            assert finished.result == {"threads": max(1, os.cpu_count() // 2)}
+
+
+def test_what_is_asked_of_another_version_is_not_drawn(jobs):
+    (finished,) = finished_jobs([replace(jobs[0], package="0.0.1")], "local", 1)
+    assert finished.result is None
+    assert "other weights" in finished.fault
 
 
 def ray_workers() -> list[int]:
-    """Processes of the actors on this machine."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    """The processes of the actors that this process has started."""
+    parents, actors = {}, []
+    for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if path.read_bytes().startswith(b"ray::Worker"):
-                found.append(int(path.parent.name))
+            pid = int(folder.name)
+            parents[pid] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if (folder / "cmdline").read_bytes().startswith(b"ray::Worker"):
+                actors.append(pid)
         except OSError:
             continue
-    return found
+
+    def ours(pid: int) -> bool:
+        return pid == os.getpid() or (pid in parents and ours(parents[pid]))
+
+    return [pid for pid in actors if ours(pid)]
 
 
 def test_a_ray_cluster_finds_what_one_process_finds(jobs, expected):
@@ -166,6 +229,12 @@ def test_a_ray_cluster_finds_what_one_process_finds(jobs, expected):
             os.kill(killed[0], signal.SIGKILL)
     assert killed
     assert found == expected
+
+
+def test_ray_picks_the_gpu_itself(jobs):
+    pytest.importorskip("ray")
+    with pytest.raises(MethodError, match="'cuda:1' over Ray; there it is cpu or cuda"):
+        list(finished_jobs([replace(jobs[0], device="cuda:1")], "ray", 2))
 
 
 def test_an_unknown_engine(jobs, tmp_path):

@@ -1,11 +1,13 @@
 """The papers' scores: features against transformers' own calls, figures by hand."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPConfig,
     CLIPModel,
@@ -24,6 +26,7 @@ from loraweave.evaluate.references import draw_references, own_scene, read_refer
 from loraweave.evaluate.similarity import (
     cut_out,
     instance_similarity,
+    instances_of,
     to_references,
     to_text,
 )
@@ -117,8 +120,32 @@ def test_what_is_no_model(clip_folder, dino_folder, tmp_path):
         Clip(tmp_path)
     with pytest.raises(ModelNotFound, match="no DINO model in"):
         Dino(tmp_path / "nothing")
-    with pytest.raises(SceneError, match=r"has 1\d\d tokens and CLIP reads 77"):
-        Clip(clip_folder).texts(["a cat " * 60])
+    with pytest.raises(ModelNotFound, match=r"no DINO model in .*that of a 'clip' model"):
+        Dino(clip_folder)
+    with pytest.raises(ModelNotFound, match=r"no CLIP model in .*that of a 'vit' model"):
+        Clip(dino_folder)
+    half = shutil.copytree(clip_folder, tmp_path / "half")
+    weights = load_file(half / "model.safetensors")
+    del weights["visual_projection.weight"]
+    save_file(weights, half / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelNotFound, match=r"1 weights are missing, such as visual_projection"):
+        Clip(half)
+    (half / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(ModelNotFound, match="no CLIP model in"):
+        Clip(half)
+    bare = shutil.copytree(clip_folder, tmp_path / "bare")
+    for path in bare.glob("*token*"):
+        path.unlink()
+    with pytest.raises(ModelNotFound, match="no tokenizer beside the CLIP model"):
+        Clip(bare)
+
+
+def test_of_a_long_text_the_beginning_is_read(clip_folder):
+    clip = Clip(clip_folder)
+    assert clip.fits("a cat and a dog")
+    assert not clip.fits("a cat " * 60)
+    long, longer = clip.texts(["a cat " * 60, "a cat " * 60 + "and a dog"])
+    torch.testing.assert_close(long, longer)
 
 
 # ---------------------------------------------------------------- scores
@@ -164,27 +191,33 @@ def test_instances_are_compared_with_their_own():
     assert cut.size == (10, 10)
     assert (np.asarray(cut) == blue).all()
     references = dict(zip("rgb", torch.eye(3)[:, None]))
+    features = {
+        noun: Colours().images(instances_of(image, noun, Thirds())) for noun in ("cat", "dog")
+    }
     nouns = {"r": "cat", "g": "cat", "b": "dog"}
-    found = instance_similarity(image, nouns, Thirds(), Colours(), references)
+    found = instance_similarity(features, nouns, references)
     assert found.by_concept == pytest.approx({"r": 1, "g": 1, "b": 1}), "shared out by likeness"
-    missing = instance_similarity(
-        image, {"r": "bird", "b": "dog", "g": "dog"}, Thirds(), Colours(), references
-    )
+    nouns = {"r": "bird", "b": "dog", "g": "dog"}
+    missing = instance_similarity({"dog": features["dog"]}, nouns, references)
     assert missing.by_concept == pytest.approx({"b": 1})
     assert missing.as_dict()["missing"] == ["r", "g"]
     with pytest.raises(SceneError, match="cannot look for 'ship'"):
-        instance_similarity(image, {"r": "ship"}, Thirds(), Colours(), references)
-    with pytest.raises(ValueError, match="empty mask"):
-        cut_out(image, np.zeros((4, 4), dtype=bool))
+        instances_of(image, "ship", Thirds())
+    assert instances_of(image, "bird", Thirds()) == []
+    assert cut_out(image, np.zeros((4, 4), dtype=bool)) is None
+    thin = np.zeros((300, 300), dtype=bool)
+    thin[1] = True  # between the pixels of the smaller picture
+    assert cut_out(image, thin) is None
 
 
 def test_what_is_around_a_mask_is_white():
     mask = np.zeros((20, 20), dtype=bool)
     mask[5, 5:9] = mask[5:12, 5] = True
     cut = np.asarray(cut_out(Image.new("RGB", (20, 20)), mask))
-    assert cut.shape == (7, 4, 3)
-    assert (cut[0] == 0).all()
-    assert (cut[1:, 1:] == 255).all()
+    assert cut.shape == (7, 7, 3), "a square around all of it"
+    assert (cut[0, 1:5] == 0).all()
+    assert (cut[:, 1] == 0).all()
+    assert cut.sum() == 255 * 3 * (49 - 10)
 
 
 # ---------------------------------------------------------------- references
@@ -203,6 +236,10 @@ def test_a_concepts_part_of_a_scene():
     assert list(own.loras) == ["x"]
     with pytest.raises(SceneError, match="'z' is no concept"):
         own_scene(scene, "z")
+    open_ended = Scene(prompt="a [cat](x) and a [|dog](y)", negative_prompts={"x": "fog"})
+    assert own_scene(open_ended, "x").prompt == "a [cat](x:1)", "its file may have the trigger"
+    assert own_scene(open_ended, "x").negative_prompts == {"x": "fog"}
+    assert own_scene(open_ended, "y").prompt == "a [|dog](y:1)", "it has none on purpose"
 
 
 def test_references_are_each_lora_alone_and_stay(pipe, lora_files, tmp_path):
@@ -218,6 +255,14 @@ def test_references_are_each_lora_alone_and_stay(pipe, lora_files, tmp_path):
     (tmp_path / "cat" / "001.png").unlink()
     assert draw_references(pipe, scene, tmp_path, count=2) == 1
     assert draw_references(pipe, scene, tmp_path, count=2) == 0
+    for other in ({"num_inference_steps": 3}, {"loras": {**lora_files, "dog": lora_files["cat"]}}):
+        with pytest.raises(SceneError, match=r"are of another LoRA, base or prompt"):
+            draw_references(pipe, scene.replace(**other), tmp_path, count=2)
+    (tmp_path / "dog" / "references.json").unlink()
+    with pytest.raises(SceneError, match="were not made here"):
+        draw_references(pipe, scene, tmp_path, count=2)
+    with pytest.raises(SceneError, match="no concepts"):
+        draw_references(pipe, Scene(prompt="a cat"), tmp_path)
 
 
 def test_references_that_are_not_there(tmp_path):
@@ -225,7 +270,7 @@ def test_references_that_are_not_there(tmp_path):
         read_references(tmp_path, ["cat"])
     (tmp_path / "cat").mkdir()
     (tmp_path / "cat" / "000.png").write_bytes(b"\x89PNG broken")
-    with pytest.raises(SceneError, match=r"cannot read the reference picture .*000\.png"):
+    with pytest.raises(SceneError, match=r"cannot read the picture .*000\.png"):
         read_references(tmp_path, ["cat"])
     for name in ("..", "../cat", ".", "a/b"):
         with pytest.raises(SceneError, match="cannot have a folder"):
@@ -289,9 +334,14 @@ def test_what_cannot_be_measured(made, clip_folder, dino_folder, tmp_path):
     picture, own = made / "p-1.png", made / "own"
     plain = tmp_path / "plain.png"
     Image.new("RGB", (8, 8)).save(plain)
+    cut_short = tmp_path / "cut.png"
+    cut_short.write_bytes(picture.read_bytes()[:-200])
     for words, message in (
         ([picture], "give a CLIP model, or a DINO model with reference pictures"),
-        ([picture, "--dino", dino_folder], "give a CLIP model, or a DINO"),
+        ([picture, "--dino", dino_folder], "compared with reference pictures"),
+        ([picture, "--clip", clip_folder, "--dino", dino_folder], "compared with reference"),
+        ([picture, "--clip", clip_folder, "--segmenter-model", tmp_path], "without --segmenter"),
+        ([cut_short, "--clip", clip_folder], "cannot read the picture"),
         ([plain, "--clip", clip_folder], "carries no LoRAWeave record"),
         ([tmp_path / "no.png", "--clip", clip_folder], "cannot read the picture"),
         ([picture, "--clip", tmp_path], "no CLIP model in"),

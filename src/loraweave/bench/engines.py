@@ -1,28 +1,29 @@
 """Where jobs are drawn: in this process, in several, or over the machines of a Ray cluster.
 
 Every engine hands each job back once, in the order in which they are done, with its result or with
-what went wrong. A worker keeps one pipeline from job to job; one that dies is replaced, and its job
-is begun again.
+what went wrong. A worker keeps one pipeline from job to job; one that dies is replaced and its job
+begun again, once.
 """
 
 import os
-import threading
-import time
+import signal
+from collections import Counter, deque
 from collections.abc import Generator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
 import torch
 
+from .. import __version__
 from ..errors import MethodError
 from ..miniature.judged import SceneDrawer
 from ..progress import silence_libraries
-from .jobs import Job
+from .jobs import Job, miniature_version
 
-DEATHS = 3
-"""So many workers may die before a run ends."""
+TRIES = 2
+"""A job that so many workers died of is given up."""
 
 
 class Finished(NamedTuple):
@@ -50,11 +51,15 @@ class Worker:
     def draw(self, job: Job) -> Finished:
         """One job; an error is handed back, so that it does not stop the others."""
         try:
+            here = __version__, miniature_version(job.scene.loras)
+            if here != (job.package, job.miniature):
+                return Finished(job, None, f"its worker has loraweave {here[0]} or other weights")
             judged = self.drawer.draw(job.scene, job.method, job.settings, job.steps)
         except Exception as error:
             return Finished(job, None, f"{type(error).__name__}: {error}")
+        cost = {**judged.cost, "threads": torch.get_num_threads()}
         result: dict[str, Any] = {
-            "job": job.description(), "outcomes": judged.outcomes, "cost": judged.cost,
+            "job": job.description(), "outcomes": judged.outcomes, "cost": cost,
         }  # fmt: skip
         if judged.places is not None:
             result |= {"places": judged.places, "likeness": judged.likeness}
@@ -67,51 +72,76 @@ def here(jobs: Sequence[Job]) -> Generator[Finished]:
     yield from map(worker.draw, jobs)
 
 
+class _Process:
+    """A process of this machine with a worker, which is given one job at a time."""
+
+    def __init__(self, device: str, threads: int):
+        context = get_context("spawn")
+        self.end, other = context.Pipe()
+        self.process = context.Process(target=_serve, args=(other, device, threads), daemon=True)
+        self.process.start()
+        other.close()
+        self.job: Job | None = None
+
+    def give(self, job: Job) -> None:
+        self.job = job
+        with suppress(BrokenPipeError, ConnectionResetError):  # dead: its answer will say so
+            self.end.send(job)
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.join()
+        self.end.close()
+
+
+def _serve(end: Connection, device: str, threads: int) -> None:
+    """Draw what comes until nobody is at the other end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent stops the others
+    worker, fault = None, ""
+    try:
+        worker = Worker(device, threads)
+    except Exception as error:
+        fault = f"no worker: {type(error).__name__}: {error}"
+    try:
+        while True:
+            job = end.recv()
+            end.send(Finished(job, None, fault) if worker is None else worker.draw(job))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
+
+
 def in_processes(jobs: Sequence[Job], workers: int) -> Generator[Finished]:
-    """In several processes of this machine, which share its processors out.
-
-    Raises:
-        MethodError: workers died too often.
-    """
-    todo = {job.key: job for job in jobs}
-    given = jobs[0].device, max(1, (os.cpu_count() or 1) // workers), os.getpid()
-    for _ in range(DEATHS + 1):
-        pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin, given)
-        try:
-            for future in as_completed([pool.submit(_draw, job) for job in todo.values()]):
-                finished = future.result()
-                del todo[finished.job.key]
-                yield finished
-            return
-        except BrokenProcessPool:
-            continue
-        finally:
-            pool.shutdown(cancel_futures=True)
-    raise MethodError(
-        f"worker processes died {DEATHS + 1} times, {len(todo)} jobs are left; if memory was "
-        "short, use fewer --workers, and run it again to go on"
-    )
-
-
-_worker: Worker
-"""Of a process that `in_processes` started."""
-
-
-def _begin(device: str, threads: int, parent: int) -> None:
-    global _worker
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    _worker = Worker(device, threads)
-
-
-def _end_with(parent: int) -> None:
-    """A parent that is killed cannot end its workers, which would wait for ever."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
-
-
-def _draw(job: Job) -> Finished:
-    return _worker.draw(job)
+    """In several processes of this machine, which share its processors out."""
+    given = jobs[0].device, max(1, (os.cpu_count() or 1) // workers)
+    left, deaths = deque(jobs), Counter[str]()
+    processes = [_Process(*given) for _ in range(min(workers, len(jobs)))]
+    try:
+        for process in processes:
+            process.give(left.popleft())
+        while busy := {process.end: n for n, process in enumerate(processes) if process.job}:
+            for end in wait(list(busy)):
+                n = busy[end]  # type: ignore[index]
+                job = processes[n].job
+                assert job is not None
+                try:
+                    finished = processes[n].end.recv()
+                except (EOFError, ConnectionResetError):
+                    processes[n].stop()
+                    processes[n] = _Process(*given)
+                    deaths[job.key] += 1
+                    if deaths[job.key] < TRIES:
+                        left.appendleft(job)
+                        finished = None
+                    else:
+                        finished = Finished(job, None, "its worker died, and the next one too")
+                processes[n].job = None
+                if left:
+                    processes[n].give(left.popleft())
+                if finished is not None:
+                    yield finished
+    finally:
+        for process in processes:
+            process.stop()
 
 
 def over_ray(jobs: Sequence[Job], workers: int) -> Generator[Finished]:
@@ -120,29 +150,51 @@ def over_ray(jobs: Sequence[Job], workers: int) -> Generator[Finished]:
     An actor takes one processor, and one GPU if the jobs are for CUDA.
 
     Raises:
-        MethodError: Ray is not there.
+        MethodError: no Ray, no cluster, or one without room.
     """
     try:
         import ray
-        from ray.util import ActorPool
+        from ray.exceptions import RayError
     except ImportError:
         raise MethodError(
             "Ray is not installed; use pip install 'loraweave[cluster]', or --engine local"
         ) from None
     device = jobs[0].device
+    if device not in ("cpu", "cuda"):
+        raise MethodError(f"device {device!r} over Ray; there it is cpu or cuda, Ray picks which")
     started = not ray.is_initialized()
     if started:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent unless asked for
         own = None if "RAY_ADDRESS" in os.environ else workers  # a cluster has its own number
-        ray.init(num_cpus=own, include_dashboard=False, log_to_driver=False)
+        try:
+            ray.init(num_cpus=own, include_dashboard=False, log_to_driver=False)
+        except (OSError, ValueError, RuntimeError, RayError) as error:
+            reason = str(error).splitlines()[0]
+            raise MethodError(f"no Ray cluster could be reached or started: {reason}") from None
     try:
-        kind = ray.remote(
-            num_cpus=1, num_gpus=int(device.startswith("cuda")), max_restarts=-1,
-            max_task_retries=DEATHS,
-        )(Worker)  # fmt: skip
-        pool = ActorPool([kind.remote(device, 1) for _ in range(workers)])
-        for finished in pool.map_unordered(lambda actor, job: actor.draw.remote(job), list(jobs)):
-            yield Finished(*finished)
+        kind = "GPU" if device == "cuda" else "CPU"
+        room = int(ray.cluster_resources().get(kind, 0))
+        if not room:
+            raise MethodError(f"the Ray cluster has no {kind}; use another device or cluster")
+        actor = ray.remote(
+            num_cpus=1, num_gpus=int(device == "cuda"), max_restarts=-1, max_task_retries=TRIES - 1
+        )(Worker)
+        left, flying = deque(jobs), {}
+        for _ in range(min(workers, room, len(jobs))):
+            worker, job = actor.remote(device, 1), left.popleft()
+            flying[worker.draw.remote(job)] = worker, job
+        while flying:
+            (done, *_), _ = ray.wait(list(flying))
+            worker, job = flying.pop(done)
+            try:
+                finished = Finished(*ray.get(done))
+            except RayError as error:
+                finished = Finished(job, None, f"its worker died: {str(error).splitlines()[0]}")
+                worker = actor.remote(device, 1)
+            if left:
+                job = left.popleft()
+                flying[worker.draw.remote(job)] = worker, job
+            yield finished
     finally:
         if started:
             ray.shutdown()

@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from ..errors import SceneError
+from ..errors import MethodError, SceneError
 from ..evaluate.bootstrap import bootstrap
 from ..methods import METHODS
 from ..miniature.judged import LEAST_OVERLAP, YARDSTICKS
@@ -15,6 +15,10 @@ from .run import read_results, result_file
 FAILURES = ("missing", "duplicated", "swapped", "blended")
 Row = dict[str, Any]
 Results = dict[tuple, Row]
+
+
+class NothingFinished(SceneError):
+    """There is no result of these jobs yet."""
 
 
 def report(jobs: Sequence[Job], folder: Path, against: str | None = None) -> dict[str, Row]:
@@ -34,7 +38,9 @@ def report(jobs: Sequence[Job], folder: Path, against: str | None = None) -> dic
         against: the method that the others are compared with; none if None.
 
     Raises:
-        SceneError: nothing is finished.
+        NothingFinished: of these jobs.
+        SceneError: a file of results is damaged.
+        MethodError: `against` is none of the methods.
     """
     by_method: dict[str, Results] = {}
     missing: dict[str, int] = {}
@@ -50,9 +56,11 @@ def report(jobs: Sequence[Job], folder: Path, against: str | None = None) -> dic
         else:
             results[job.suite, job.names, job.background, job.seed, job.style or ""] = found
     if not any(by_method.values()):
-        raise SceneError(f"nothing of this is finished in {folder}; use `loraweave bench run`")
+        raise NothingFinished(f"nothing of this is finished in {folder}; use `loraweave bench run`")
+    if against is not None and against not in by_method:
+        raise MethodError(f"{against!r} is not among the methods compared: {', '.join(by_method)}")
     table = {method: _rates(rows, missing.get(method, 0)) for method, rows in by_method.items()}
-    if against in by_method:
+    if against is not None:
         for method, rows in by_method.items():
             both = sorted(rows.keys() & by_method[against].keys())
             if method != against and both:

@@ -59,7 +59,7 @@ def run_jobs(
 
     Raises:
         SceneError: a file of results is damaged, or the folder cannot be written.
-        MethodError: no such engine, or its workers died too often.
+        MethodError: no such engine, or no cluster for it.
     """
     paths = dict.fromkeys(result_file(folder, job.suite, job.method) for job in jobs)
     there = {path: read_results(path) for path in paths}

@@ -37,8 +37,12 @@ def _cost(key: str, digits: int) -> Callable[[Row], str]:
     return lambda row: f"{row['cost'][key]:.{digits}f}" if key in row.get("cost", {}) else ""
 
 
+def _of_all(row: Row) -> str:
+    return f" of {row['scenes'] + row['open']}" if row["open"] else ""
+
+
 COLUMNS: dict[str, Callable[[Row], str]] = {
-    "scenes": lambda row: str(row["scenes"]),
+    "scenes": lambda row: f"{row['scenes']}{_of_all(row)}",
     "in place": _percent_ci("in_place"),
     "right": _percent_ci("right"),
     "pictures": _percent_ci("success"),
@@ -54,7 +58,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "ahead": _ahead,
 }
 """Headings, and how a row's cell is written. Shares are in percent, with 95 % intervals; `ahead`
-is the first method minus this one in points (in place if there are boxes, else right)."""
+is the method compared with minus this one in points (in place if there are boxes, else right)."""
 
 
 def cells(rows: Mapping[str, Row], columns: Iterable[str] = COLUMNS) -> list[list[str]]:

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -19,7 +19,10 @@ Suite = Annotated[
 Methods = Annotated[
     str, typer.Option(help="Names with commas; base, alone and true_masks are yardsticks.")
 ]
-Size = Annotated[Literal["quick", "full"], typer.Option(help="30 or 40 scene-seeds.")]
+Size = Annotated[
+    Literal["quick", "full"],
+    typer.Option(help="30 or 40 scene-seeds; with boxes 4 to 8, or 20 to 40."),
+]
 Split = Annotated[
     Literal["report", "tuning"],
     typer.Option(help="Choose settings on tuning scenes, report on the others."),
@@ -60,12 +63,16 @@ def run(
     A job that fails does not stop the others; they are listed at the end, and the exit status
     is 1.
     """
-    from ..bench import run_jobs
+    from ..bench import run_jobs, suite_jobs
     from ..progress import silence_libraries
 
     if engine == "local":
         check_device(device)
-    jobs = _jobs(suite, _names(methods), size, split, steps, settings, scenes, device)
+    names = _names(methods)
+    jobs = suite_jobs(
+        suite, names, size, split=split, steps=steps, settings=_settings(names, settings),
+        first=scenes, device=device,
+    )  # fmt: skip
     silence_libraries()
     counts = run_jobs(jobs, results, engine, workers)
     if as_json:
@@ -108,7 +115,7 @@ def report(
     as_json: options.AsJson = False,
 ) -> None:
     """Rates of what is finished, with 95 % bootstrap intervals and paired differences."""
-    from ..bench import finished, tables
+    from ..bench import NothingFinished, finished, suite_jobs, tables
     from ..bench import report as made
     from ..errors import SceneError
     from .report import show_table
@@ -116,13 +123,24 @@ def report(
     there = finished(results)
     if not (wanted := suites or list(there)):
         raise SceneError(f"no results in {results}; use `loraweave bench run`")
+    own = {suite: _names(methods) if methods else there.get(suite, []) for suite in wanted}
+    every = list(dict.fromkeys(name for names in own.values() for name in names))
+    given = _settings(every, settings)
     found = {}
-    for suite in wanted:
-        names = _names(methods) if methods else there.get(suite, [])
+    for suite, names in own.items():
         if not names:
             raise SceneError(f"no results of {suite!r} in {results}; use `loraweave bench run`")
-        jobs = _jobs(suite, names, size, split, steps, settings, scenes, device)
-        found[suite] = made(jobs, results, against or names[0])
+        jobs = suite_jobs(
+            suite, names, size, split=split, steps=steps, settings=given, first=scenes,
+            device=device,
+        )  # fmt: skip
+        try:
+            found[suite] = made(jobs, results, against or names[0])
+        except NothingFinished:
+            if suites or len(own) == 1:  # else the others are shown
+                raise
+    if not found:
+        raise SceneError(f"nothing of this is finished in {results}; use `loraweave bench run`")
     if as_json:
         typer.echo(json.dumps(found, indent=2))
     elif form == "table":
@@ -141,14 +159,7 @@ def _names(methods: str) -> list[str]:
     return list(dict.fromkeys(name.strip() for name in methods.split(",")))
 
 
-def _jobs(
-    suite: str, names: list[str], size: str, split: Literal["report", "tuning"], steps: int,
-    settings: list[str] | None, scenes: int | None, device: str,
-) -> list:  # fmt: skip
-    from ..bench import suite_jobs
+def _settings(names: list[str], settings: list[str] | None) -> dict[str, dict[str, Any]]:
     from ..miniature.judged import YARDSTICKS
 
-    own = by_method(names, options.read_settings(settings), YARDSTICKS)
-    return suite_jobs(
-        suite, names, size, split=split, steps=steps, settings=own, first=scenes, device=device
-    )
+    return by_method(names, options.read_settings(settings), YARDSTICKS)

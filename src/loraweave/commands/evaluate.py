@@ -76,6 +76,8 @@ def evaluate(
     from ..progress import silence_libraries
     from .report import show_values
 
+    if segmenter_model and not segmenter:
+        raise typer.BadParameter("--segmenter-model is given without --segmenter")
     silence_libraries()
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(where)

@@ -16,10 +16,10 @@ from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor, Sam
 
 from ..errors import ModelNotFound
 from .components import left_to_right
+from .pixels import IMAGENET_MEAN, IMAGENET_STD, normalised
 
 BOX_THRESHOLD, TEXT_THRESHOLD = 0.3, 0.25
 SAME = 0.7  # intersection over union of two boxes of one instance
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as SAM 2 wants
 
 
 class GroundedSam:
@@ -69,7 +69,7 @@ class GroundedSam:
         side = self.masker.config.prompt_encoder_config.image_size
         resized = image.resize((side, side), Image.Resampling.BILINEAR)
         pixels = torch.from_numpy(np.array(resized, dtype=np.float32) / 255)
-        pixels = ((pixels - torch.tensor(MEAN)) / torch.tensor(DEVIATION)).permute(2, 0, 1)
+        pixels = normalised(pixels.permute(2, 0, 1)[None], IMAGENET_MEAN, IMAGENET_STD)
         scale = torch.tensor([side / image.width, side / image.height] * 2)
         device = self.masker.device
         out = self.masker(

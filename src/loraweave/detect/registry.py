@@ -59,7 +59,7 @@ def get_segmenter(name: str, *folders: Path, device: str = "cpu") -> Segmenter:
     if len(folders) != entry.folders:
         raise MethodError(
             f"the segmenter {name!r} needs {entry.folders} model folders and got {len(folders)}; "
-            "name them with the setting segmenter_models"
+            "name them with --segmenter-model, or with omg's setting segmenter_models"
         )
     make = entry.make
     if isinstance(make, str):

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
-from transformers import CLIPModel, CLIPTokenizer, ViTModel
+from transformers import AutoConfig, CLIPModel, CLIPTokenizer, ViTModel
 
-from ..errors import ModelNotFound, SceneError
+from ..detect.pixels import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, normalised
+from ..errors import ModelNotFound
 
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BATCH = 32
 
 
@@ -35,21 +35,13 @@ def squared(image: Image.Image, short: int, side: int) -> Image.Image:
     return resized.crop((left, top, left + side, top + side))
 
 
-def normalised(
-    pixels: Float[Tensor, "B 3 s s"], mean: Sequence[float], std: Sequence[float]
-) -> Float[Tensor, "B 3 s s"]:
-    """Values in [0, 1], minus the mean of each colour and over its deviation."""
-    shape = 1, 3, 1, 1
-    return (pixels - pixels.new_tensor(mean).view(shape)) / pixels.new_tensor(std).view(shape)
-
-
 def _pixels(images: Sequence[Image.Image], short: int, side: int) -> Float[Tensor, "B 3 s s"]:
     stacked = np.stack([np.asarray(squared(image, short, side)) for image in images])
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 255
 
 
 class Clip:
-    """A CLIP model: pictures and texts in one space.
+    """A CLIP model: pictures and texts in one space. It works in single precision.
 
     Args:
         folder: of a `CLIPModel` with its tokenizer, such as openai/clip-vit-base-patch32.
@@ -60,10 +52,22 @@ class Clip:
     """
 
     def __init__(self, folder: str | Path, device: str | torch.device = "cpu"):
-        self.model = _loaded(CLIPModel, Path(folder), "CLIP model")
+        folder = Path(folder)
+        self.model = _loaded(CLIPModel, folder, "clip", "CLIP model")
         self.model.to(device)
-        self.tokenizer = _loaded(CLIPTokenizer, Path(folder), "tokenizer of CLIP")
-        self.side: int = self.model.config.vision_config.image_size
+        config = self.model.config
+        if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+            raise ModelNotFound(
+                f"no tokenizer beside the CLIP model in {folder}; put its files there"
+            )
+        self.tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        if (words := len(self.tokenizer)) != (known := config.text_config.vocab_size):
+            raise ModelNotFound(
+                f"the tokenizer in {folder} has {words} words and the CLIP model {known}; they are "
+                "not of one model"
+            )
+        self.side: int = config.vision_config.image_size
+        self.most: int = config.text_config.max_position_embeddings
 
     @torch.no_grad()
     def images(self, images: Sequence[Image.Image]) -> Float[Tensor, "N D"]:
@@ -71,33 +75,26 @@ class Clip:
         found = []
         for start in range(0, len(images), BATCH):
             pixels = _pixels(images[start : start + BATCH], self.side, self.side)
-            pixels = normalised(pixels, CLIP_MEAN, CLIP_STD).to(self.model.device, self.model.dtype)
+            pixels = normalised(pixels, CLIP_MEAN, CLIP_STD).to(self.model.device)
             found.append(self.model.visual_projection(self.model.vision_model(pixels)[1]))
         return _unit(found)
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Float[Tensor, "N D"]:
-        """Features of texts, of unit length, on the CPU.
-
-        Raises:
-            SceneError: one is too long.
-        """
-        most = self.model.config.text_config.max_position_embeddings
-        tokens = self.tokenizer(list(texts), padding=True, return_tensors="pt")
-        for text, mask in zip(texts, tokens.attention_mask):
-            if (count := int(mask.sum())) > most:
-                raise SceneError(
-                    f"the text {text[:60]!r}... has {count} tokens and CLIP reads {most}; give a "
-                    "shorter one"
-                )
-        states = self.model.text_model(
-            tokens.input_ids.to(self.model.device), tokens.attention_mask.to(self.model.device)
-        )
+        """Features of texts, of unit length, on the CPU; of a long one its beginning is read."""
+        tokens = self.tokenizer(
+            list(texts), padding=True, truncation=True, max_length=self.most, return_tensors="pt"
+        ).to(self.model.device)
+        states = self.model.text_model(tokens.input_ids, tokens.attention_mask)
         return _unit([self.model.text_projection(states[1])])
+
+    def fits(self, text: str) -> bool:
+        """Whether a text is read to its end."""
+        return len(self.tokenizer(text).input_ids) <= self.most
 
 
 class Dino:
-    """A DINO vision transformer.
+    """A DINO vision transformer. It works in single precision.
 
     Args:
         folder: of a `ViTModel`, such as facebook/dino-vits16.
@@ -108,7 +105,8 @@ class Dino:
     """
 
     def __init__(self, folder: str | Path, device: str | torch.device = "cpu"):
-        self.model = _loaded(ViTModel, Path(folder), "DINO model", add_pooling_layer=False)
+        folder = Path(folder)
+        self.model = _loaded(ViTModel, folder, "vit", "DINO model", add_pooling_layer=False)
         self.model.to(device)
         self.side: int = self.model.config.image_size
 
@@ -118,8 +116,7 @@ class Dino:
         found, short = [], round(self.side * 256 / 224)
         for start in range(0, len(images), BATCH):
             pixels = _pixels(images[start : start + BATCH], short, self.side)
-            pixels = normalised(pixels, IMAGENET_MEAN, IMAGENET_STD)
-            pixels = pixels.to(self.model.device, self.model.dtype)
+            pixels = normalised(pixels, IMAGENET_MEAN, IMAGENET_STD).to(self.model.device)
             found.append(self.model(pixels).last_hidden_state[:, 0])
         return _unit(found)
 
@@ -129,10 +126,19 @@ def _unit(found: Sequence[Tensor]) -> Float[Tensor, "N D"]:
     return features / features.norm(dim=-1, keepdim=True)
 
 
-def _loaded(kind: Any, folder: Path, what: str, **more: Any) -> Any:
+def _loaded(kind: Any, folder: Path, model_type: str, what: str, **more: Any) -> Any:
+    """A model with all of its weights; transformers would make up those that are not there."""
     try:
-        model = kind.from_pretrained(folder, local_files_only=True, **more)
-    except (OSError, ValueError, RuntimeError) as error:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        if config.model_type != model_type:
+            raise ValueError(f"its config is that of a {config.model_type!r} model")
+        model, info = kind.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32,
+            output_loading_info=True, **more,
+        )  # fmt: skip
+        if missing := sorted(info["missing_keys"]):
+            raise ValueError(f"{len(missing)} weights are missing, such as {missing[0]}")
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise ModelNotFound(f"no {what} in {folder}: {reason}") from None
-    return model.eval() if isinstance(model, torch.nn.Module) else model
+    return model.eval()

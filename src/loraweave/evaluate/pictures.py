@@ -1,9 +1,10 @@
 """All scores of pictures that carry how they were made."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any, NamedTuple
+from typing import Any
 
 from jaxtyping import Float
 from PIL import Image
@@ -16,19 +17,33 @@ from ..progress import track
 from ..prompt import pass_prompt
 from ..scene import Scene, scene_from_dict
 from .encoders import Clip, Dino
-from .references import read_references
+from .references import read_picture, read_references
 from .similarity import Encoder, instance_similarity, instances_of, to_references, to_text
 
-SPREAD = ("min", "avg", "max")
+Features = Mapping[str, Float[Tensor, "R D"]]
 
 
-class Made(NamedTuple):
-    """A picture, and the scene that its record has."""
+@dataclass(frozen=True)
+class Made:
+    """A picture, and what its record says.
+
+    Attributes:
+        path, image: the picture.
+        scene: that it shows.
+        method: that drew it.
+        hashes: by LoRA, of its file.
+    """
 
     path: Path
     image: Image.Image
     scene: Scene
     method: str
+    hashes: Mapping[str, str]
+
+    @property
+    def nouns(self) -> dict[str, str]:
+        """By concept."""
+        return {concept.name: concept.noun for concept in self.scene.concepts}
 
 
 def read_made(paths: Sequence[Path]) -> list[Made]:
@@ -40,11 +55,14 @@ def read_made(paths: Sequence[Path]) -> list[Made]:
     found = []
     for path in paths:
         record = read_png_record(path)
-        scene = scene_from_dict(record["scene"])
+        try:
+            scene = scene_from_dict(record["scene"])
+        except SceneError as error:
+            raise SceneError(f"the scene of {path}: {error}") from None
         if not scene.concepts:
             raise SceneError(f"the scene of {path} has no concepts to look for")
-        with Image.open(path) as image:
-            found.append(Made(path, image.convert("RGB"), scene, record["method"]))
+        hashes = {name: str(lora.get("sha256")) for name, lora in record["loras"].items()}
+        found.append(Made(path, read_picture(path), scene, record["method"], hashes))
     return found
 
 
@@ -56,7 +74,8 @@ def evaluate_pictures(
 
     `clip_t` needs `clip` only; `clip_i` and `dino` need references too, and `instance_clip_i` and
     `instance_dino` a segmenter besides. The text of `clip_t` is the prompt with plain nouns:
-    triggers mean nothing to CLIP.
+    triggers mean nothing to CLIP. Of a prompt that is too long for CLIP the beginning is read, as
+    in the papers' code, and the entry says so (`truncated`).
 
     Args:
         pictures: from `read_made`.
@@ -68,31 +87,51 @@ def evaluate_pictures(
         `pictures`, one entry for each, and `mean` over them.
 
     Raises:
-        SceneError: nothing to measure with, or no references of a concept.
+        SceneError: nothing to measure with, something that would not be used, no references of a
+            concept, or one name for concepts that differ.
     """
-    image_encoders: dict[str, Encoder] = {}
-    if references is not None:
-        named: dict[str, Encoder | None] = {"clip_i": clip, "dino": dino}
-        image_encoders = {name: encoder for name, encoder in named.items() if encoder is not None}
-    if clip is None and not image_encoders:
+    if references is None and (dino is not None or segmenter is not None):
+        raise SceneError(
+            "DINO and instances are compared with reference pictures; give their folder"
+        )
+    named: dict[str, Encoder | None] = {"clip_i": clip, "dino": dino}
+    encoders = {name: one for name, one in named.items() if one is not None and references}
+    if clip is None and not encoders:
         raise SceneError("give a CLIP model, or a DINO model with reference pictures, or both")
-    if segmenter is not None and not image_encoders:
-        raise SceneError("instances are compared with reference pictures; give their folder")
-    nouns = {c.name: c.noun for made in pictures for c in made.scene.parsed.concepts}
-    own = read_references(references, list(nouns)) if references is not None else {}
-    known = {  # by score and concept
-        name: {concept: encoder.images(images) for concept, images in own.items()}
-        for name, encoder in image_encoders.items()
-    }
+    own = read_references(references, list(_common_nouns(pictures))) if references else {}
+    known = {name: _features(own, encoder) for name, encoder in encoders.items()}
     if segmenter is not None:
+        nouns = _common_nouns(pictures)
         cut = {c: _instances(images, nouns[c], segmenter, c) for c, images in own.items()}
-        for name, encoder in image_encoders.items():
-            known[f"instance_{name}"] = {c: encoder.images(images) for c, images in cut.items()}
+        for name, encoder in encoders.items():
+            known[f"instance_{name}"] = _features(cut, encoder)
     entries = []
     for made in track(pictures, "evaluate", total=len(pictures)):
-        scores = _scores(made, clip, image_encoders, known, segmenter)
-        entries.append({"picture": str(made.path), "method": made.method, **scores})
+        entry: dict[str, Any] = {"picture": str(made.path), "method": made.method}
+        if clip is not None:
+            entry["clip_t"] = _like_text(made, clip)
+        entry |= _like_references(made, encoders, known, segmenter)
+        entries.append(entry)
     return {"pictures": entries, "mean": _means(entries)}
+
+
+def _common_nouns(pictures: Sequence[Made]) -> dict[str, str]:
+    """The noun of each concept, which has to be the same in all pictures, as its LoRA has to."""
+    nouns: dict[str, str] = {}
+    hashes: dict[str, str] = {}
+    for made in pictures:
+        for name, noun in made.nouns.items():
+            sha256 = made.hashes.get(name, "")
+            if nouns.setdefault(name, noun) != noun or hashes.setdefault(name, sha256) != sha256:
+                raise SceneError(
+                    f"{name!r} is another concept in {made.path} than in a picture before it; "
+                    "evaluate them one after the other, with references of their own"
+                )
+    return nouns
+
+
+def _features(images: Mapping[str, Sequence[Image.Image]], encoder: Encoder) -> Features:
+    return {name: encoder.images(own) for name, own in images.items()}
 
 
 def _instances(
@@ -105,21 +144,27 @@ def _instances(
     return found
 
 
-def _scores(
-    made: Made, clip: Clip | None, encoders: Mapping[str, Encoder],
-    known: Mapping[str, Mapping[str, Float[Tensor, "R D"]]], segmenter: Segmenter | None,
+def _like_text(made: Made, clip: Clip) -> dict[str, Any]:
+    text = pass_prompt(made.scene.parsed, ()).text
+    score = to_text(clip.images([made.image])[0], clip.texts([text])[0])
+    return {**score, **({} if clip.fits(text) else {"truncated": True})}
+
+
+def _like_references(
+    made: Made, encoders: Mapping[str, Encoder], known: Mapping[str, Features],
+    segmenter: Segmenter | None,
 ) -> dict[str, Any]:  # fmt: skip
     scores: dict[str, Any] = {}
-    nouns = {words.name: words.noun for words in made.scene.parsed.concepts}
-    if clip is not None:
-        text = pass_prompt(made.scene.parsed, ()).text
-        scores["clip_t"] = to_text(clip.images([made.image])[0], clip.texts([text])[0])
+    nouns, cut = made.nouns, {}
+    if segmenter is not None:
+        each = {n: instances_of(made.image, n, segmenter) for n in dict.fromkeys(nouns.values())}
+        cut = {noun: images for noun, images in each.items() if images}
     for name, encoder in encoders.items():
         own = {concept: known[name][concept] for concept in nouns}
         scores[name] = to_references(encoder.images([made.image])[0], own).as_dict()
         if segmenter is not None:
-            cut = {concept: known[f"instance_{name}"][concept] for concept in nouns}
-            found = instance_similarity(made.image, nouns, segmenter, encoder, cut)
+            own = {concept: known[f"instance_{name}"][concept] for concept in nouns}
+            found = instance_similarity(_features(cut, encoder), nouns, own)
             scores[f"instance_{name}"] = found.as_dict()
     return scores
 
@@ -129,7 +174,7 @@ def _means(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in ("clip_t", "clip_i", "dino", "instance_clip_i", "instance_dino"):
         rows = [entry[name] for entry in entries if name in entry]
-        keys = ("cosine", "score") if name == "clip_t" else SPREAD
+        keys = ("cosine", "score") if name == "clip_t" else ("min", "avg", "max")
         if rows:
             values = {key: [row[key] for row in rows if row[key] is not None] for key in keys}
             found[name] = {key: mean(own) if own else None for key, own in values.items()}

@@ -70,20 +70,28 @@ def to_text(features: Float[Tensor, " D"], text: Float[Tensor, " D"]) -> dict[st
     return {"cosine": cosine, "score": 2.5 * max(cosine, 0.0)}
 
 
-def cut_out(image: Image.Image, mask: Bool[np.ndarray, "h w"]) -> Image.Image:
-    """The smallest box around a mask, white where the mask is not.
+def cut_out(image: Image.Image, mask: Bool[np.ndarray, "h w"]) -> Image.Image | None:
+    """The smallest square around the middle of a mask's box, white where the mask is not.
 
-    The paper does not say how instances are cut; white is what product shots of encoders' training
-    pictures have.
+    The paper does not say how instances are cut; this keeps the whole of a long one.
+
+    Args:
+        image: the picture.
+        mask: of the same proportions.
+
+    Returns:
+        None if the mask covers no pixel of the picture.
     """
-    pixels = np.asarray(image.convert("RGB"))
-    resized = Image.fromarray(mask).resize(image.size, Image.Resampling.NEAREST)
-    inside = np.asarray(resized)
+    inside = np.asarray(Image.fromarray(mask).resize(image.size, Image.Resampling.NEAREST))
     rows, columns = (np.flatnonzero(inside.any(axis)) for axis in (1, 0))
     if not len(rows):
-        raise ValueError("an empty mask")
-    alone = np.where(inside[..., None], pixels, np.uint8(255))
-    return Image.fromarray(alone[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+        return None
+    alone = np.where(inside[..., None], np.asarray(image.convert("RGB")), np.uint8(255))
+    tight = Image.fromarray(alone[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+    side = max(tight.size)
+    square = Image.new("RGB", (side, side), "white")
+    square.paste(tight, ((side - tight.width) // 2, (side - tight.height) // 2))
+    return square
 
 
 def instances_of(image: Image.Image, noun: str, segmenter: Segmenter) -> list[Image.Image]:
@@ -96,11 +104,11 @@ def instances_of(image: Image.Image, noun: str, segmenter: Segmenter) -> list[Im
         masks = segmenter.find(image, noun)
     except KeyError:
         raise SceneError(f"the segmenter cannot look for {noun!r}") from None
-    return [cut_out(image, mask) for mask in masks if mask.any()]
+    return [cut for mask in masks if (cut := cut_out(image, mask)) is not None]
 
 
 def instance_similarity(
-    image: Image.Image, nouns: Mapping[str, str], segmenter: Segmenter, encoder: Encoder,
+    found: Mapping[str, Float[Tensor, "I D"]], nouns: Mapping[str, str],
     references: Mapping[str, Float[Tensor, "R D"]],
 ) -> Similarity:  # fmt: skip
     """Each concept's instance against its references (table 3).
@@ -108,26 +116,21 @@ def instance_similarity(
     Concepts of one noun share its instances out so that they are most alike in all.
 
     Args:
-        image: the picture.
+        found: by noun the features of its instances; a noun without any may be left out.
         nouns: by concept.
-        segmenter: that finds instances.
-        encoder: that made the references.
-        references: by concept features of instances, see `instances_of`.
+        references: by concept the features of instances.
 
     Raises:
-        SceneError: a noun that the segmenter cannot look for, or a concept without references.
+        SceneError: a concept without references.
     """
-    found: dict[str, float] = {}
-    for noun in dict.fromkeys(nouns.values()):
+    assigned: dict[str, float] = {}
+    for noun, features in found.items():
         names = [name for name, own in nouns.items() if own == noun]
-        if not (cut := instances_of(image, noun, segmenter)):
-            continue
-        features = encoder.images(cut)
         scores = np.array([
             [to_references(one, {name: references[name]}).by_concept[name] for one in features]
             for name in names
-        ])  # fmt: skip
+        ]).reshape(len(names), len(features))  # fmt: skip
         rows, columns = linear_sum_assignment(scores, maximize=True)
-        found |= {names[i]: float(scores[i, k]) for i, k in zip(rows, columns)}
-    ordered = {name: found[name] for name in nouns if name in found}
-    return Similarity(ordered, [name for name in nouns if name not in found])
+        assigned |= {names[i]: float(scores[i, k]) for i, k in zip(rows, columns)}
+    ordered = {name: assigned[name] for name in nouns if name in assigned}
+    return Similarity(ordered, [name for name in nouns if name not in assigned])

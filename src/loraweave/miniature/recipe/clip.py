@@ -3,6 +3,7 @@
 It is small, but a `CLIPModel` like OpenAI's, so the code that measures with theirs runs with it.
 """
 
+import math
 import random
 
 import torch
@@ -11,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
-from ...evaluate.encoders import CLIP_MEAN, CLIP_STD, normalised
+from ...detect.pixels import CLIP_MEAN, CLIP_STD, normalised
 from ..codec import pixels_of
 from ..world import WorldSettings, caption_drawing, render, sample_drawing
 from .judge import worn
@@ -39,7 +40,7 @@ def new_clip(tokenizer: CLIPTokenizer, side: int = SIDE) -> CLIPModel:
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=SPACE))
 
 
-def drawn_batch(
+def captioned(
     seeds: list[int], world: WorldSettings, side: int, g: torch.Generator
 ) -> tuple[Float[Tensor, "B 3 s s"], list[str]]:
     """Drawings in [-1, 1], as worn as a denoiser's, and a caption of each."""
@@ -63,14 +64,16 @@ def train_clip(
     for step in fit.steps():
         g = run.generator("clip", step.number)
         seeds = torch.randint(2**31, (batch,), generator=g).tolist()
-        pixels, captions = drawn_batch(seeds, world, side, g)
+        pixels, captions = captioned(seeds, world, side, g)
         tokens = tokenizer(captions, padding=True, truncation=True, return_tensors="pt")
         with torch.autocast("cpu", torch.bfloat16):
             out = model(
                 input_ids=tokens.input_ids, attention_mask=tokens.attention_mask,
                 pixel_values=normalised(pixels / 2 + 0.5, CLIP_MEAN, CLIP_STD),
             )  # fmt: skip
-        scores, number = out.logits_per_image.float(), numbered(captions)
+        scale = model.logit_scale.clamp(max=math.log(100)).exp()
+        scores = out.image_embeds.float() @ out.text_embeds.float().T * scale
+        number = numbered(captions)
         loss = (one_of(scores, number) + one_of(scores.T, number)) / 2
         fit.update(step, loss)
         first = scores.argmax(1)

@@ -14,9 +14,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTModel
 
-from ...evaluate.encoders import IMAGENET_MEAN, IMAGENET_STD, normalised
-from ..world import WorldSettings
-from .clip import PATCH, SIDE, drawn_batch
+from ...detect.pixels import IMAGENET_MEAN, IMAGENET_STD, normalised
+from ..codec import pixels_of
+from ..world import WorldSettings, render, sample_drawing
+from .clip import PATCH, SIDE
+from .judge import worn
 from .run import Fit, Run
 
 GLOBAL, LOCAL = (0.4, 1.0), (0.1, 0.4)
@@ -52,11 +54,22 @@ class Head(nn.Module):
         return F.normalize(self.layers(features), dim=-1) @ F.normalize(self.prototypes, dim=-1).T
 
 
-def said(model: nn.ModuleDict, crops: Float[Tensor, "B 3 s s"]) -> Float[Tensor, "B P"]:
-    """The scores of some crops of one size."""
-    pixels = normalised(crops / 2 + 0.5, IMAGENET_MEAN, IMAGENET_STD)
-    states = model["body"](pixels, interpolate_pos_encoding=True).last_hidden_state
-    return model["head"](states[:, 0])
+class Pupil(nn.Module):
+    """A transformer with its head, and the mean of what the teacher says, which is taken off."""
+
+    centre: Tensor
+
+    def __init__(self, side: int):
+        super().__init__()
+        self.body = new_dino(side)
+        self.head = Head(self.body.config.hidden_size)
+        self.register_buffer("centre", torch.zeros(len(self.head.prototypes)))
+
+    def forward(self, crops: Float[Tensor, "B 3 s s"]) -> Float[Tensor, "B P"]:
+        """The scores of some crops of one size, in [-1, 1]."""
+        pixels = normalised(crops / 2 + 0.5, IMAGENET_MEAN, IMAGENET_STD)
+        states = self.body(pixels, interpolate_pos_encoding=True).last_hidden_state
+        return self.head(states[:, 0])
 
 
 def crops_of(
@@ -86,28 +99,25 @@ def train_dino(
 ) -> ViTModel:  # fmt: skip
     """Train, or finish a run that was interrupted; what is handed back is the teacher."""
     torch.manual_seed(run.seed)
-    body = new_dino(side)
-    student = nn.ModuleDict({"body": body, "head": Head(body.config.hidden_size)})
-    # The moving average is the teacher; weight decay is DINO's first.
-    fit = Fit(run, "dino", student, steps=steps, rate=rate, average=0.996, weight_decay=0.04)
+    student = Pupil(side)
+    # The moving average is the teacher, shorter than DINO's .996: the run is shorter too.
+    fit = Fit(
+        run, "dino", student, steps=steps, rate=rate, average=0.99, weight_decay=0.04, warm=False
+    )
     teacher = copy.deepcopy(student).requires_grad_(False)
-    centre_path = run.folder / "dino_centre.pt"
-    centre = torch.zeros(1024)
-    if fit.first and centre_path.exists():
-        centre = torch.load(centre_path, weights_only=True)
     for step in fit.steps():
         g = run.generator("dino", step.number)
         seeds = torch.randint(2**31, (batch,), generator=g).tolist()
-        pixels, _ = drawn_batch(seeds, world, side, g)
+        pixels = worn(pixels_of([render(sample_drawing(n, world), side).image for n in seeds]), g)
         large = [crops_of(pixels, GLOBAL, side, g) for _ in range(2)]
         small = [crops_of(pixels, LOCAL, side // 2, g) for _ in range(LOCALS)]
         teacher.load_state_dict(fit.average.values)
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
-                taught = said(teacher, torch.cat(large)).float()
-            told = [*said(student, torch.cat(large)).float().chunk(2)]
-            told += said(student, torch.cat(small)).float().chunk(LOCALS)
-        targets = ((taught - centre) / TEACHER).softmax(-1).chunk(2)
+                taught = teacher(torch.cat(large)).float()
+            told = [*student(torch.cat(large)).float().chunk(2)]
+            told += student(torch.cat(small)).float().chunk(LOCALS)
+        targets = ((taught - student.centre) / TEACHER).softmax(-1).chunk(2)
         terms = [
             -(target * (own / STUDENT).log_softmax(-1)).sum(-1).mean()
             for i, target in enumerate(targets)
@@ -115,13 +125,11 @@ def train_dino(
             if i != j
         ]
         loss = torch.stack(terms).mean()
-        centre = 0.9 * centre + 0.1 * taught.mean(0)
+        student.centre.lerp_(taught.mean(0), 0.1)
         fit.update(step, loss)
-        if (step.number + 1) % 200 == 0:
-            torch.save(centre, centre_path)
         used = torch.cat(targets).mean(0)
         step.figures["loss"] = loss.item()
         # 1 if all prototypes are in use, 0 if there is one answer to everything
         step.figures["spread"] = -(used * used.clamp(min=1e-9).log()).sum().item() / math.log(1024)
     fit.finish()
-    return body.eval()
+    return student.body.eval()

@@ -70,16 +70,16 @@ class Step:
 
 
 class Average:
-    """Exponential moving average of a module's parameters, with a warm-up."""
+    """Exponential moving average of a module's parameters, with a warm-up or without."""
 
-    def __init__(self, module: nn.Module, decay: float):
-        self.decay = decay
+    def __init__(self, module: nn.Module, decay: float, warm: bool = True):
+        self.decay, self.warm = decay, warm
         self.values = {k: v.detach().clone() for k, v in module.state_dict().items()}
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
         """Move the average towards the module's present parameters."""
-        decay = min(self.decay, (1 + step) / (10 + step))
+        decay = min(self.decay, (1 + step) / (10 + step)) if self.warm else self.decay
         for key, value in module.state_dict().items():
             if value.is_floating_point():
                 self.values[key].lerp_(value, 1 - decay)
@@ -105,16 +105,17 @@ class Fit:
         steps: of the whole training.
         rate: the highest learning rate of AdamW.
         average: decay of the moving average.
+        warm: that begins with a smaller one.
         weight_decay: of AdamW.
     """
 
     def __init__(
         self, run: Run, stage: str, model: nn.Module, *, steps: int, rate: float,
-        average: float, weight_decay: float,
+        average: float, weight_decay: float, warm: bool = True,
     ):  # fmt: skip
         self.run, self.stage, self.model, self.total = run, stage, model, steps
         self.rate, self.first = rate, 0
-        self.average = Average(model, average)
+        self.average = Average(model, average, warm)
         self.optimizer = torch.optim.AdamW(
             model.parameters(), rate, weight_decay=weight_decay, betas=(0.9, 0.99), fused=True
         )

@@ -184,10 +184,9 @@ def train_miniature(folder: str | Path, size: str = "small", seed: int = 0) -> d
     judge, finder = _judge(run, recipe, vae, pipe)
     judge = calibrated(run, judge, alone_pictures(run, pipe, loras, recipe.alone))
     reader = train_style_reader(run, vae, recipe.style_steps, recipe.style_scenes)
-    weights = collect(run.folder, judge, finder, reader, adapter, pipe)
     clip = train_clip(run, tokenizer, FULL_WORLD, recipe.clip_steps)
     dino = train_dino(run, FULL_WORLD, recipe.dino_steps)
-    save_encoders(weights, clip, tokenizer, dino)
+    weights = collect(run.folder, judge, finder, reader, adapter, pipe, clip, dino)
     return {"folder": str(weights), "size": size}
 
 
@@ -234,7 +233,7 @@ def _judge(
 
 def collect(
     folder: Path, judge: Judge, finder: Segmenter, reader: StyleReader, adapter: T2IAdapter,
-    pipe: StableDiffusionPipeline,
+    pipe: StableDiffusionPipeline, clip: CLIPModel, dino: ViTModel,
 ) -> Path:  # fmt: skip
     """Bring the results together as they ship: fp16, one folder for base, LoRAs and judge.
 
@@ -246,6 +245,9 @@ def collect(
     shutil.copytree(folder / "loras", fresh / "loras", ignore=shutil.ignore_patterns("*.state"))
     adapter.half().save_pretrained(fresh / SKETCH)
     save_judge(judge, fresh / "judge")
+    clip.half().save_pretrained(fresh / "clip")
+    shutil.copytree(fresh / "base" / "tokenizer", fresh / "clip", dirs_exist_ok=True)
+    dino.half().save_pretrained(fresh / "dino")
     save_half(reader.state_dict(), fresh / "judge" / "style.safetensors")
     save_half(finder.state_dict(), fresh / "finder.safetensors")
     pipe.to(torch.float32)  # with the rounding of fp16, as users will load it
@@ -256,13 +258,6 @@ def collect(
     shutil.rmtree(weights, ignore_errors=True)
     fresh.rename(weights)
     return weights
-
-
-def save_encoders(weights: Path, clip: CLIPModel, tokenizer: CLIPTokenizer, dino: ViTModel) -> None:
-    """Write the encoders for the papers' scores beside the other weights, in fp16."""
-    clip.half().save_pretrained(weights / "clip")
-    tokenizer.save_pretrained(weights / "clip")
-    dino.half().save_pretrained(weights / "dino")
 
 
 def summary(folder: Path) -> list[dict]:
