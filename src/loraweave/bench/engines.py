@@ -5,6 +5,7 @@ what went wrong. A worker keeps one pipeline from job to job; one that dies is r
 begun again, once.
 """
 
+import logging
 import os
 import signal
 from collections import Counter, deque
@@ -167,7 +168,10 @@ def over_ray(jobs: Sequence[Job], workers: int) -> Generator[Finished]:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent unless asked for
         own = None if "RAY_ADDRESS" in os.environ else workers  # a cluster has its own number
         try:
-            ray.init(num_cpus=own, include_dashboard=False, log_to_driver=False)
+            ray.init(
+                num_cpus=own, include_dashboard=False, log_to_driver=False,
+                logging_level=logging.ERROR,
+            )  # fmt: skip
         except (OSError, ValueError, RuntimeError, RayError) as error:
             reason = str(error).splitlines()[0]
             raise MethodError(f"no Ray cluster could be reached or started: {reason}") from None
