@@ -7,7 +7,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -119,7 +118,7 @@ def test_several_runs_may_write_to_one_file(jobs, expected, tmp_path):
 
 
 KILLED = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
@@ -128,39 +127,36 @@ worker = engines.Worker("cpu")  # loaded once, for all the runs
 engines.Worker = lambda device: worker
 jobs = suite_jobs("boxes2", ["merge", "masked"], steps=1, first=3)
 for line in sys.stdin:
+    folder, patience = line.split()
     if not (child := os.fork()):
-        run_jobs(jobs, Path(sys.argv[1]))
+        run_jobs(jobs, Path(sys.argv[1]) / folder)
         os._exit(0)
-    print(child, flush=True)
+    time.sleep(float(patience))
+    os.kill(child, signal.SIGKILL)
     print(os.waitpid(child, 0)[1], flush=True)
 """
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_killed_at_any_moment_it_goes_on(jobs, expected, tmp_path):
+    """Ten runs that die by SIGKILL; when everything is finished, it begins anew."""
     command = [sys.executable, "-c", KILLED, str(tmp_path)]
-    rng, done, killed = random.Random(0), 0, 0
+    rng, finished, killed, folder = random.Random(0), 0, 0, 0
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as p:
-
-        def run(patience: float) -> int:
-            """The status of a run that is killed after so many seconds."""
-            p.stdin.write("\n")
+        while killed < 10:
+            p.stdin.write(f"{folder} {rng.uniform(0, 0.6)}\n")
             p.stdin.flush()
-            child = int(p.stdout.readline())
-            time.sleep(patience)
-            os.kill(child, signal.SIGKILL)
-            return int(p.stdout.readline())
-
-        for _ in range(10):
-            killed += run(rng.uniform(0, 0.6)) == signal.SIGKILL
-            found = written(tmp_path, jobs)
+            killed += int(p.stdout.readline()) == signal.SIGKILL
+            found = written(tmp_path / str(folder), jobs)
             assert found.items() <= expected.items()
-            assert len(found) >= done, "what was finished stays finished"
-            done = len(found)
-        assert killed >= 5
+            assert len(found) >= finished, "what was finished stays finished"
+            finished = len(found)
+            if finished == len(jobs):
+                folder, finished = folder + 1, 0
         p.stdin.close()
-    run_jobs(jobs, tmp_path)
-    assert written(tmp_path, jobs) == expected
+    for n in range(folder + 1):
+        run_jobs(jobs, tmp_path / str(n))
+        assert written(tmp_path / str(n), jobs) == expected
 
 
 def test_processes_find_what_one_finds(jobs, expected):

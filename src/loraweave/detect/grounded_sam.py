@@ -73,7 +73,7 @@ class GroundedSam:
         scale = torch.tensor([side / image.width, side / image.height] * 2)
         device = self.masker.device
         out = self.masker(
-            pixel_values=pixels[None].to(device), input_boxes=(boxes * scale)[None].to(device),
+            pixel_values=pixels.to(device), input_boxes=(boxes * scale)[None].to(device),
             multimask_output=False,
         )  # fmt: skip
         scores = out.pred_masks[0].float().cpu()  # (n, 1, h, w)
