@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from loraweave import MethodError, SceneError
 from loraweave.bench import report, run_jobs, suite_jobs
 from loraweave.bench.jobs import miniature_version
+from loraweave.bench.report import FAILURES
 from loraweave.bench.run import result_file
 from loraweave.cli import app
 from loraweave.layout.boxes import intersection_over_union
@@ -59,6 +60,8 @@ def test_what_is_finished_is_not_run_again(jobs, tmp_path):
     table = report(few, tmp_path, against="base")
     assert table["merge"]["scenes"] == table["base"]["scenes"] == 2
     assert set(table["merge"]["minus_base"]) == {"success", "success_ci", "right", "right_ci"}
+    shares = [table["merge"][kind] for kind in ("right", *FAILURES)]
+    assert sum(shares) == pytest.approx(1), "every concept has one outcome"
     assert table["merge"]["cost"]["rows"] == 2
     assert report(jobs[:6], tmp_path)["merge"]["open"] == 1
 
@@ -220,7 +223,9 @@ def test_placed_scenes_are_reported_with_their_places(tmp_path):
         for key in ("in_place", "layout_iou", "likeness"):
             low, high = rates[f"{key}_ci"]
             assert 0 <= low <= rates[key] <= high <= 1
-    assert {"success", "right", "in_place"} < set(table["masked"]["minus_merge"])
+    assert set(table["masked"]["minus_merge"]) == {
+        "success", "success_ci", "right", "right_ci", "in_place", "in_place_ci",
+    }  # fmt: skip
     found = json.loads(result_file(tmp_path, "boxes3", "masked").read_text())["jobs"]
     (row,) = found.values()
     assert set(row["places"]) == set(row["likeness"]) == set(jobs[0].names)

@@ -18,6 +18,11 @@ from .lora.folder import find_lora
 from .scene import MINIATURE, SHIPPED, LoraRef, Scene
 
 
+def default_device() -> str:
+    """CUDA if there is one, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def load(
     base: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device | None = None
 ) -> StableDiffusionPipeline:
@@ -34,7 +39,7 @@ def load(
     Raises:
         ModelNotFound: there is no such model, or it is not a Stable Diffusion 1.x.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or default_device()
     dtype = dtype or torch.float32
     if str(base) == MINIATURE:
         from .miniature.shipped import base_folder

@@ -14,7 +14,7 @@ from .run import read_results, result_file
 
 FAILURES = ("missing", "duplicated", "swapped", "blended")
 Row = dict[str, Any]
-Results = dict[tuple, Row]
+ByScene = dict[tuple, Row]
 
 
 class NothingFinished(SceneError):
@@ -42,7 +42,7 @@ def report(jobs: Sequence[Job], folder: Path, against: str | None = None) -> dic
         SceneError: a file of results is damaged.
         MethodError: `against` is none of the methods.
     """
-    by_method: dict[str, Results] = {}
+    by_method: dict[str, ByScene] = {}
     missing: dict[str, int] = {}
     files: dict[Path, dict[str, Row]] = {}
     for job in jobs:
@@ -60,12 +60,13 @@ def report(jobs: Sequence[Job], folder: Path, against: str | None = None) -> dic
     if against is not None and against not in by_method:
         raise MethodError(f"{against!r} is not among the methods compared: {', '.join(by_method)}")
     table = {method: _rates(rows, missing.get(method, 0)) for method, rows in by_method.items()}
-    if against is not None:
-        for method, rows in by_method.items():
-            both = sorted(rows.keys() & by_method[against].keys())
-            if method != against and both:
-                pairs = [(rows[key], by_method[against][key]) for key in both]
-                table[method][f"minus_{against}"] = _differences(pairs)
+    if against is None:
+        return table
+    for method, rows in by_method.items():
+        both = sorted(rows.keys() & by_method[against].keys())
+        if method != against and both:
+            pairs = [(rows[key], by_method[against][key]) for key in both]
+            table[method][f"minus_{against}"] = _differences(pairs)
     return table
 
 
@@ -87,7 +88,7 @@ def _differences(pairs: Sequence[tuple[Row, Row]]) -> Row:
     return differences
 
 
-def _rates(rows: Results, missing: int) -> Row:
+def _rates(rows: ByScene, missing: int) -> Row:
     if not rows:
         return {"scenes": 0, "open": missing}
     found = list(rows.values())
@@ -109,9 +110,8 @@ def _rates(rows: Results, missing: int) -> Row:
 
 
 def _with_interval(kind: str, values: Sequence[float]) -> Row:
-    interval = bootstrap(values)
-    low, high = round(interval.low, 4), round(interval.high, 4)
-    return {kind: round(interval.mean, 4), f"{kind}_ci": [low, high]}
+    interval = bootstrap(values).as_dict()
+    return {kind: interval["mean"], f"{kind}_ci": [interval["low"], interval["high"]]}
 
 
 def _in_place(row: Row) -> float:

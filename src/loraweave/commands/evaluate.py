@@ -68,18 +68,17 @@ def evaluate(
     as_json: options.AsJson = False,
 ) -> None:
     """Scores of pictures as in the papers: CLIP-T, and CLIP-I and DINO against references."""
-    import torch
-
     from ..detect import get_segmenter
     from ..evaluate.encoders import Clip, Dino
     from ..evaluate.pictures import evaluate_pictures, read_made
+    from ..loading import default_device
     from ..progress import silence_libraries
     from .report import show_values
 
     if segmenter_model and not segmenter:
         raise typer.BadParameter("--segmenter-model is given without --segmenter")
     silence_libraries()
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    where = device or default_device()
     check_device(where)
     made = read_made(pictures)
     finder = get_segmenter(segmenter, *(segmenter_model or ()), device=where) if segmenter else None

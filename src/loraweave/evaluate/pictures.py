@@ -95,22 +95,24 @@ def evaluate_pictures(
             "DINO and instances are compared with reference pictures; give their folder"
         )
     named: dict[str, Encoder | None] = {"clip_i": clip, "dino": dino}
-    encoders = {name: one for name, one in named.items() if one is not None and references}
-    if clip is None and not encoders:
+    encoders = {name: one for name, one in named.items() if one is not None}
+    if clip is None and (references is None or not encoders):
         raise SceneError("give a CLIP model, or a DINO model with reference pictures, or both")
-    own = read_references(references, list(_common_nouns(pictures))) if references else {}
+    nouns = _common_nouns(pictures) if references else {}
+    own = read_references(references, list(nouns)) if references else {}
     known = {name: _features(own, encoder) for name, encoder in encoders.items()}
     if segmenter is not None:
-        nouns = _common_nouns(pictures)
         cut = {c: _instances(images, nouns[c], segmenter, c) for c, images in own.items()}
         for name, encoder in encoders.items():
             known[f"instance_{name}"] = _features(cut, encoder)
     entries = []
     for made in track(pictures, "evaluate", total=len(pictures)):
         entry: dict[str, Any] = {"picture": str(made.path), "method": made.method}
+        features = {name: one.images([made.image])[0] for name, one in encoders.items()}
         if clip is not None:
-            entry["clip_t"] = _like_text(made, clip)
-        entry |= _like_references(made, encoders, known, segmenter)
+            entry["clip_t"] = _like_text(made, features["clip_i"], clip)
+        if references:
+            entry |= _like_references(made, features, encoders, known, segmenter)
         entries.append(entry)
     return {"pictures": entries, "mean": _means(entries)}
 
@@ -144,15 +146,15 @@ def _instances(
     return found
 
 
-def _like_text(made: Made, clip: Clip) -> dict[str, Any]:
+def _like_text(made: Made, features: Float[Tensor, " D"], clip: Clip) -> dict[str, Any]:
     text = pass_prompt(made.scene.parsed, ()).text
-    score = to_text(clip.images([made.image])[0], clip.texts([text])[0])
+    score = to_text(features, clip.texts([text])[0])
     return {**score, **({} if clip.fits(text) else {"truncated": True})}
 
 
 def _like_references(
-    made: Made, encoders: Mapping[str, Encoder], known: Mapping[str, Features],
-    segmenter: Segmenter | None,
+    made: Made, features: Mapping[str, Float[Tensor, " D"]], encoders: Mapping[str, Encoder],
+    known: Mapping[str, Features], segmenter: Segmenter | None,
 ) -> dict[str, Any]:  # fmt: skip
     scores: dict[str, Any] = {}
     nouns, cut = made.nouns, {}
@@ -161,7 +163,7 @@ def _like_references(
         cut = {noun: images for noun, images in each.items() if images}
     for name, encoder in encoders.items():
         own = {concept: known[name][concept] for concept in nouns}
-        scores[name] = to_references(encoder.images([made.image])[0], own).as_dict()
+        scores[name] = to_references(features[name], own).as_dict()
         if segmenter is not None:
             own = {concept: known[f"instance_{name}"][concept] for concept in nouns}
             found = instance_similarity(_features(cut, encoder), nouns, own)

@@ -70,11 +70,11 @@ def draw_references(
     """
     if not scene.concepts:
         raise SceneError("the scene has no concepts to draw references of")
-    jobs = []
+    jobs, base = [], base_identity(pipe)
     for concept in scene.concepts:
         own = own_scene(scene, concept.name)
         place = _folder_of(folder, concept.name)
-        _claim(place, _description(pipe, own, concept.name, allow_pickle))
+        _claim(place, _description(base, own, concept.name, allow_pickle))
         paths = [(seed, place / f"{seed:03d}.png") for seed in range(count)]
         jobs += [(own, seed, path) for seed, path in paths if not path.is_file()]
     for own, seed, path in track(jobs, "references", total=len(jobs)):
@@ -86,9 +86,7 @@ def draw_references(
     return len(jobs)
 
 
-def _description(
-    pipe: StableDiffusionPipeline, own: Scene, name: str, allow_pickle: bool
-) -> dict[str, Any]:
+def _description(base: dict[str, str], own: Scene, name: str, allow_pickle: bool) -> dict[str, Any]:
     """All that a concept's references depend on, but the seed."""
     lora = with_shipped_loras(own).loras.get(name)
     text = own.model_dump(mode="json", exclude={"seed", "loras"})
@@ -96,7 +94,7 @@ def _description(
     path = None if lora is None else lora.path
     there = path is not None and path.exists()
     sha256 = read_lora(path, allow_pickle).sha256 if path is not None and there else None
-    return {"scene": text, "base": base_identity(pipe), "lora": weights, "sha256": sha256}
+    return {"scene": text, "base": base, "lora": weights, "sha256": sha256}
 
 
 def _claim(folder: Path, description: dict[str, Any]) -> None:

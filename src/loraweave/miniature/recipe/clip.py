@@ -5,6 +5,7 @@ It is small, but a `CLIPModel` like OpenAI's, so the code that measures with the
 
 import math
 import random
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, C
 
 from ...detect.pixels import CLIP_MEAN, CLIP_STD, normalised
 from ..codec import pixels_of
-from ..world import WorldSettings, caption_drawing, render, sample_drawing
+from ..world import Drawing, WorldSettings, caption_drawing, render, sample_drawing
 from .judge import worn
 from .run import Fit, Run
 from .tokenizer import END, START
@@ -50,7 +51,14 @@ def captioned(
         caption_drawing(drawing, seed, rng.uniform(*DETAIL)).text
         for drawing, seed in zip(drawings, seeds)
     ]
-    return worn(pixels_of([render(d, side).image for d in drawings]), g), captions
+    return worn_drawings(drawings, side, g), captions
+
+
+def worn_drawings(
+    drawings: Sequence[Drawing], side: int, g: torch.Generator
+) -> Float[Tensor, "B 3 s s"]:
+    """Pictures of drawings in [-1, 1], as worn as a denoiser's."""
+    return worn(pixels_of([render(drawing, side).image for drawing in drawings]), g)
 
 
 def train_clip(

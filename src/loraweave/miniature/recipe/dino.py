@@ -15,10 +15,8 @@ from torch import Tensor, nn
 from transformers import ViTConfig, ViTModel
 
 from ...detect.pixels import IMAGENET_MEAN, IMAGENET_STD, normalised
-from ..codec import pixels_of
-from ..world import WorldSettings, render, sample_drawing
-from .clip import PATCH, SIDE
-from .judge import worn
+from ..world import WorldSettings, sample_drawing
+from .clip import PATCH, SIDE, worn_drawings
 from .run import Fit, Run
 
 GLOBAL, LOCAL = (0.4, 1.0), (0.1, 0.4)
@@ -108,7 +106,7 @@ def train_dino(
     for step in fit.steps():
         g = run.generator("dino", step.number)
         seeds = torch.randint(2**31, (batch,), generator=g).tolist()
-        pixels = worn(pixels_of([render(sample_drawing(n, world), side).image for n in seeds]), g)
+        pixels = worn_drawings([sample_drawing(seed, world) for seed in seeds], side, g)
         large = [crops_of(pixels, GLOBAL, side, g) for _ in range(2)]
         small = [crops_of(pixels, LOCAL, side // 2, g) for _ in range(LOCALS)]
         teacher.load_state_dict(fit.average.values)
@@ -130,6 +128,8 @@ def train_dino(
         used = torch.cat(targets).mean(0)
         step.figures["loss"] = loss.item()
         # 1 if all prototypes are in use, 0 if there is one answer to everything
-        step.figures["spread"] = -(used * used.clamp(min=1e-9).log()).sum().item() / math.log(1024)
+        step.figures["spread"] = -(used * used.clamp(min=1e-9).log()).sum().item() / math.log(
+            len(used)
+        )
     fit.finish()
     return student.body.eval()
