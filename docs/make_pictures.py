@@ -9,6 +9,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from loraweave.api import compose
+from loraweave.bench import read_suite
 from loraweave.evaluate.figures import labelled_grid, maps_figure, with_boxes
 from loraweave.loading import load
 from loraweave.lora_ref import LoraRef
@@ -17,8 +18,9 @@ from loraweave.miniature.checks.pictures import drawn
 from loraweave.miniature.demo import run_demo
 from loraweave.miniature.extras import EXTRAS
 from loraweave.miniature.judged import LEAST_OVERLAP, Judged, SceneDrawer
-from loraweave.miniature.prompts import PLACED, listed, scenes
+from loraweave.miniature.prompts import listed
 from loraweave.miniature.recipe.loras import plans
+from loraweave.miniature.scenes import scenes
 from loraweave.miniature.shipped import lora_file
 from loraweave.miniature.sketch import sketch_of
 from loraweave.miniature.world import BACKGROUNDS, FULL_WORLD, KINDS, render, sample_drawing
@@ -117,7 +119,7 @@ def methods_sample(drawer: SceneDrawer, path: Path, steps: int = 50) -> None:
     methods = ["base", *METHODS, "true_masks"]
     rows, marks = [], []
     for suite in ("pairs", "same_class"):
-        for scene in scenes(suite, "report", 20, 2)[::7]:
+        for scene in scenes(read_suite(suite), "report", 20, 2)[::7]:
             judged = [drawer.draw(scene, method, steps=steps) for method in methods]
             rows.append((", ".join(scene.names), [one.images[0] for one in judged]))
             marks.append([one.right == 1 for one in judged])
@@ -130,7 +132,7 @@ def methods_sample(drawer: SceneDrawer, path: Path, steps: int = 50) -> None:
 def sketch_sample(pipe: StableDiffusionPipeline, path: Path, steps: int = 50) -> None:
     """Scenes with a sketch of where their subjects are, by clora and lora_composer."""
     rows = []
-    for scene in scenes("boxes2", "tuning", 12)[:3]:
+    for scene in scenes(read_suite("boxes2"), "tuning", 12)[:3]:
         sketch = sketch_of(scene.drawing().masks)
         images = [sketch.convert("RGB")]
         for method, regions in (("clora", None), ("lora_composer", scene.boxes())):
@@ -149,8 +151,8 @@ def boxes_sample(drawer: SceneDrawer, path: Path, steps: int = 50) -> None:
     """The first report scenes of two to five concepts, by methods with and without boxes."""
     methods = ["merge", "regional", "masked", "lora_composer"]
     rows, marks = [], []
-    for suite in PLACED[:4]:
-        for scene in scenes(suite, "report", 2):
+    for suite in ("boxes2", "boxes3", "boxes4", "boxes5"):
+        for scene in scenes(read_suite(suite), "report", 2):
             judged = [drawer.draw(scene, method, steps=steps) for method in methods]
             boxes = list(scene.boxes().values())
             rows.append((", ".join(scene.names), [
@@ -167,13 +169,13 @@ def boxes_sample(drawer: SceneDrawer, path: Path, steps: int = 50) -> None:
 
 
 def _in_place(judged: Judged) -> bool:
-    places = judged.places or {}
+    places = judged.findings.places or {}
     return judged.right == 1 and min(places.values()) >= LEAST_OVERLAP
 
 
 def boxes_maps(pipe: StableDiffusionPipeline, path: Path) -> None:
     """Attention and masks of LoRA-Composer in a scene of three."""
-    scene = scenes("boxes3", "report", 2)[0]
+    scene = scenes(read_suite("boxes3"), "report", 2)[0]
     output = compose(
         pipe, scene.prompt, loras={n: lora_file(n) for n in scene.names}, method="lora_composer",
         regions=scene.boxes(), width=scene.width, progress=False,

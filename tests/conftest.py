@@ -8,10 +8,18 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from filelock import FileLock
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    ViTConfig,
+    ViTModel,
+)
 from typer.testing import CliRunner
 
 from loraweave.cli import app
-from tiny import random_lora, tiny_pipeline, two_loras
+from tiny import random_lora, tiny_pipeline, tiny_tokenizer, two_loras
 
 torch.set_num_threads(1)
 
@@ -50,6 +58,36 @@ def lora_files(tmp_path_factory) -> dict[str, Path]:
         name: random_lora(pipe, folder / f"{name}.safetensors", seed=seed)
         for seed, name in enumerate(("cat", "dog"))
     }
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory) -> Path:
+    """A random CLIP of tiny size; it is only read."""
+    torch.manual_seed(0)
+    folder, tokenizer = tmp_path_factory.mktemp("clip"), tiny_tokenizer()
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id}  # fmt: skip
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "projection_dim": 16}  # fmt: skip
+    text = CLIPTextConfig(vocab_size=len(tokenizer), **small, **ends)
+    vision = CLIPVisionConfig(image_size=32, patch_size=8, **small)
+    CLIPModel(
+        CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
+    ).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dino_folder(tmp_path_factory) -> Path:
+    """A random vision transformer of tiny size; it is only read."""
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("dino")
+    ViTModel(ViTConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        image_size=28, patch_size=7,
+    )).save_pretrained(folder)  # fmt: skip
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -46,11 +46,11 @@ def written(folder: Path, jobs) -> dict:
 
 
 def test_a_job_that_fails_does_not_stop_the_others(jobs, expected, tmp_path):
-    bad = replace(jobs[1], names=("nobody", "blackcat"))
+    bad = replace(jobs[1], scene=replace(jobs[1].scene, names=("nobody", "blackcat")))
     counts = run_jobs([jobs[0], bad, *jobs[2:4]], tmp_path)
     assert (counts["run"], counts["found"]) == (3, 0)
     (fault,) = counts["failed"]
-    assert fault["names"] == ["nobody", "blackcat"]
+    assert fault["scene"].startswith("nobody, blackcat in ")
     assert fault["fault"].startswith("LoraError: no LoRA 'nobody' ships")
     assert written(tmp_path, jobs) == {j.key: expected[j.key] for j in (jobs[0], *jobs[2:4])}
 
@@ -72,8 +72,8 @@ def test_failed_jobs_are_listed_and_the_status_is_1(tmp_path, monkeypatch):
     assert result.exit_code == 1
     assert "1 jobs run, 0 were finished before" in result.output
     (job,) = suite_jobs("boxes2", ["masked"], steps=1, first=1)
-    assert f"failed: masked, {', '.join(job.names)}" in result.stderr
-    assert f"seed {job.seed}: MemoryError: no room" in result.stderr
+    assert f"failed: masked, {', '.join(job.scene.names)}" in result.stderr
+    assert f"seed {job.scene.seed}: MemoryError: no room" in result.stderr
     monkeypatch.undo()
     again = CliRunner().invoke(app, [*command, "--json"])
     assert json.loads(again.stdout) == {"run": 1, "found": 1, "failed": []}
@@ -85,10 +85,10 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from loraweave.bench import engines, run_jobs, suite_jobs
-worker = engines.Worker("cpu")  # loaded once, for all the runs
+worker = engines.Worker()  # loaded once, for all the runs
 drawn = {}
 class Remembering:  # so that runs do nothing but write
-    def __init__(self, device): pass
+    def __init__(self, *how): pass
     def draw(self, job):
         if job.key not in drawn:
             drawn[job.key] = worker.draw(job)
@@ -96,7 +96,7 @@ class Remembering:  # so that runs do nothing but write
 engines.Worker = Remembering
 jobs = suite_jobs("boxes2", ["merge"], steps=1, first=3)
 for job in jobs:
-    Remembering(None).draw(job)
+    Remembering().draw(job)
 for n in range(10):
     folder = Path(sys.argv[1]) / str(n)
     children = []
@@ -123,8 +123,8 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from loraweave.bench import engines, run_jobs, suite_jobs
-worker = engines.Worker("cpu")  # loaded once, for all the runs
-engines.Worker = lambda device: worker
+worker = engines.Worker()  # loaded once, for all the runs
+engines.Worker = lambda *how: worker
 jobs = suite_jobs("boxes2", ["merge", "masked"], steps=1, first=3)
 for line in sys.stdin:
     folder, patience = line.split()
@@ -171,7 +171,7 @@ def test_processes_find_what_one_finds(jobs, expected):
     assert not multiprocessing.active_children()
 
 
-def serve_or_die(end, device, threads):
+def serve_or_die(end, threads, *how):
     """A worker's process that dies of a masked scene."""
     while True:
         job = end.recv()

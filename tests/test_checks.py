@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import stats
 
+from loraweave.bench.suites import read_suite, suite_names
 from loraweave.miniature.check import samples_seen
 from loraweave.miniature.checks.base import all_found, area_under_roc
 from loraweave.miniature.checks.judge import eye_agreement, injured_scene, kappa
@@ -17,8 +18,10 @@ from loraweave.miniature.codec import images_of, pixels_of
 from loraweave.miniature.concepts import CONCEPTS, HELD_OUT, KNOWN
 from loraweave.miniature.judge import load_judge
 from loraweave.miniature.judge.verdict import OUTCOMES, Instance
-from loraweave.miniature.prompts import SUITES, marked_prompt, own_prompt, plain_prompt, scenes
+from loraweave.miniature.prompts import marked_prompt, own_prompt, plain_prompt
 from loraweave.miniature.recipe.vae import new_vae
+from loraweave.miniature.scenes import PAIRS, WORDINGS, scenes
+from loraweave.prompt import parse_prompt
 
 
 def test_area_under_roc_is_mann_whitneys_u():
@@ -48,21 +51,23 @@ def test_all_found_counts_the_named_classes_only():
     assert not all_found(seen, ["bird"])
 
 
-@pytest.mark.parametrize("suite", SUITES)
-def test_scenes_are_split_once(suite):
+@pytest.mark.parametrize("name", suite_names())
+def test_scenes_are_split_once(name):
+    suite = read_suite(name)
     tuning, report = scenes(suite, "tuning", 40), scenes(suite, "report", 40)
     assert report == scenes(suite, "report", 40)
-    assert report[:10] == scenes(suite, "report", 10)
+    assert report[: 10 * len(WORDINGS)][:10] == scenes(suite, "report", 10)[:10]
     assert not {s.seed for s in tuning} & {s.seed for s in report}
     for scene in report:
-        kinds = {CONCEPTS[name].kind for name in scene.names}
-        assert len(set(scene.names)) == len(scene.names) == SUITES[suite]
-        assert len(kinds) == (1 if suite == "same_class" else SUITES[suite])
-        assert not set(scene.names) & set(HELD_OUT)
+        kinds = {KNOWN[name].kind for name in scene.names}
+        assert len(set(scene.names)) == len(scene.names) == suite.concepts
+        assert len(kinds) == (1 if name == "same_class" else suite.concepts)
+        assert set(scene.names) <= set(HELD_OUT if name == "heldout" else CONCEPTS)
+        parse_prompt(scene.prompt)
 
 
 def test_a_scene_with_several_noises():
-    twice = scenes("pairs", "report", 5, seeds=2)
+    twice = scenes(PAIRS, "report", 5, seeds=2)
     assert len(twice) == 10
     assert len({scene.seed for scene in twice}) == 10
     for first, second in zip(twice[::2], twice[1::2]):
@@ -86,7 +91,7 @@ def vae():
 
 @pytest.mark.parametrize("failure", OUTCOMES)
 def test_injured_scenes_hold_what_their_truth_says(vae, failure):
-    for scene in scenes("pairs", "tuning", 3):
+    for scene in scenes(PAIRS, "tuning", 3):
         injured = injured_scene(scene, failure, vae)
         wanted = {"right": ("right", "right"), "swapped": ("swapped", "swapped")}
         if failure in wanted:

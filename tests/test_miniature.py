@@ -21,10 +21,11 @@ from loraweave.miniature.extras import EXTRAS
 from loraweave.miniature.finder import load_finder
 from loraweave.miniature.golden import golden_blocks
 from loraweave.miniature.judge import load_judge
-from loraweave.miniature.prompts import listed, scenes
+from loraweave.miniature.prompts import listed
 from loraweave.miniature.recipe.dream import dreamed
 from loraweave.miniature.recipe.loras import plans
 from loraweave.miniature.recipe.train import SIZES, train_miniature
+from loraweave.miniature.scenes import PAIRS, scenes
 from loraweave.miniature.shipped import WEIGHTS, base_folder, lora_file, lora_names
 from loraweave.miniature.world import BACKGROUNDS, KINDS, TAUGHT_WORLD, render, sample_drawing
 from loraweave.train.edlora import tokens_of
@@ -120,7 +121,7 @@ def test_what_the_denoiser_paints_over_is_the_same_scene(pipe):
 
 def test_the_judge_sees_what_was_drawn(pipe):
     judge, right = load_judge(), []
-    for scene in scenes("pairs", "tuning", 12):
+    for scene in scenes(PAIRS, "tuning", 12):
         drawn = draw_concepts(scene.names, scene.background, scene.seed)
         right.append(judge.examine(through(pipe.vae, [drawn.image])[0], scene.names).right / 2)
     assert np.mean(right) >= 0.85
@@ -128,7 +129,7 @@ def test_the_judge_sees_what_was_drawn(pipe):
 
 def test_the_judge_is_not_pleased_by_everything(pipe):
     judge = load_judge()
-    for scene in scenes("pairs", "tuning", 12):
+    for scene in scenes(PAIRS, "tuning", 12):
         first, second = scene.names
         drawn = draw_concepts([first], scene.background, scene.seed)
         verdict = judge.examine(through(pipe.vae, [drawn.image])[0], scene.names)
@@ -167,7 +168,7 @@ def test_golden_pictures(pipe, method):
 
 
 def test_methods_are_compared_on_the_same_noise(tmp_path):
-    chosen = scenes("pairs", "tuning", 3)
+    chosen = scenes(PAIRS, "tuning", 3)
     quick = {"clora": {"refinements": 0, "max_update_step": 0}}
     methods = ["merge", "clora", "base", "alone"]
     results = compare_methods(methods, chosen, steps=2, settings=quick)

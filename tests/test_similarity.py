@@ -8,14 +8,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import (
-    CLIPConfig,
-    CLIPModel,
-    CLIPTextConfig,
-    CLIPVisionConfig,
-    ViTConfig,
-    ViTModel,
-)
 from typer.testing import CliRunner
 
 import loraweave
@@ -30,37 +22,8 @@ from loraweave.evaluate.similarity import (
     to_references,
     to_text,
 )
-from tiny import tiny_tokenizer
 
 PROMPT = "a [sks cat](cat) and a [zwx dog](dog:0.7) in the meadow"
-
-
-@pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory):
-    torch.manual_seed(0)
-    folder, tokenizer = tmp_path_factory.mktemp("clip"), tiny_tokenizer()
-    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id}  # fmt: skip
-    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-             "num_attention_heads": 4, "projection_dim": 16}  # fmt: skip
-    text = CLIPTextConfig(vocab_size=len(tokenizer), **small, **ends)
-    vision = CLIPVisionConfig(image_size=32, patch_size=8, **small)
-    CLIPModel(
-        CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
-    ).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def dino_folder(tmp_path_factory):
-    torch.manual_seed(1)
-    folder = tmp_path_factory.mktemp("dino")
-    ViTModel(ViTConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        image_size=28, patch_size=7,
-    )).save_pretrained(folder)  # fmt: skip
-    return folder
 
 
 def picture(seed: int, width: int = 48, height: int = 40) -> Image.Image:

@@ -81,13 +81,18 @@ def save_png(image: Image.Image, path: str | Path, record: Mapping[str, Any]) ->
     """
     path = Path(path)
     check_output_path(path)
+    write_atomically(path, png_bytes(image, record))
+    return path
+
+
+def png_bytes(image: Image.Image, record: Mapping[str, Any]) -> bytes:
+    """What `save_png` writes."""
     info = PngImagePlugin.PngInfo()
     info.add_text("parameters", _parameters(image, record))
     info.add_text(JSON_KEY, json.dumps(record))
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=info)
-    write_atomically(path, buffer.getvalue())
-    return path
+    return buffer.getvalue()
 
 
 def check_output_path(path: Path) -> None:

@@ -1,16 +1,19 @@
 """Suites of scenes, runs that resume, and what came out of them."""
 
-from .jobs import SIZES, SUITES, Job, suite_jobs
+from .agreement import agreement
+from .jobs import Job, suite_jobs
 from .report import NothingFinished, finished, report
 from .run import run_jobs
+from .suites import read_suite, suite_names
 
 __all__ = [
-    "SIZES",
-    "SUITES",
     "Job",
     "NothingFinished",
+    "agreement",
     "finished",
+    "read_suite",
     "report",
     "run_jobs",
     "suite_jobs",
+    "suite_names",
 ]

@@ -11,80 +11,105 @@ import signal
 from collections import Counter, deque
 from collections.abc import Generator, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from .. import __version__
 from ..errors import MethodError
-from ..miniature.judged import SceneDrawer
+from ..miniature.judged import Judged
 from ..progress import silence_libraries
-from .jobs import Job, miniature_version
+from .jobs import Job
+from .real import RealJob
 
+AnyJob = Job | RealJob
 TRIES = 2
 """A job that so many workers died of is given up."""
 
 
-class Finished(NamedTuple):
-    """A job with its result, or with the reason why there is none."""
+class Drawer(Protocol):
+    """What draws jobs of one device and setting."""
 
-    job: Job
+    def finish(self, job: Any) -> Judged:
+        """One job, drawn and judged; what goes wrong is raised."""
+        ...
+
+    def draw(self, job: Any) -> Any:
+        """Its pictures alone."""
+        ...
+
+
+class Finished(NamedTuple):
+    """A job with its result, or with the reason why there is none; PNGs if they are kept."""
+
+    job: AnyJob
     result: dict[str, Any] | None
     fault: str = ""
+    pictures: Sequence[bytes] = ()
 
 
 class Worker:
     """Draws jobs one after the other.
 
     Args:
-        device: where the pipeline is.
         threads: of the processor, for this worker; torch's own number if None.
+        keep: hand the pictures back, too.
+        flops: draw everything a second time to count them.
     """
 
-    def __init__(self, device: str, threads: int | None = None):
+    def __init__(self, threads: int | None = None, keep: bool = False, flops: bool = False):
         silence_libraries()
         if threads is not None:
             torch.set_num_threads(threads)
-        self.drawer = SceneDrawer(device)
+        self.keep, self.flops = keep, flops
+        self.drawers: dict[tuple[str, Any], Drawer] = {}
 
-    def draw(self, job: Job) -> Finished:
+    def draw(self, job: AnyJob) -> Finished:
         """One job; an error is handed back, so that it does not stop the others."""
         try:
-            here = __version__, miniature_version(job.scene.loras)
-            if here != (job.package, job.miniature):
-                return Finished(job, None, f"its worker has loraweave {here[0]} or other weights")
-            judged = self.drawer.draw(job.scene, job.method, job.settings, job.steps)
+            place = job.device, job.setting
+            if place not in self.drawers:
+                self.drawers = {place: job.drawer()}  # one at a time has room
+            judged = self.drawers[place].finish(job)
+            if self.flops:  # apart: counting takes time, and moves some roundings
+                with FlopCounterMode(display=False) as counter:
+                    self.drawers[place].draw(job)
+                judged.cost["tflops"] = round(counter.get_total_flops() / 1e12, 4)
         except Exception as error:
             return Finished(job, None, f"{type(error).__name__}: {error}")
         cost = {**judged.cost, "threads": torch.get_num_threads()}
         result: dict[str, Any] = {
-            "job": job.description(), "outcomes": judged.outcomes, "cost": cost,
+            "job": job.description(), "cost": cost,
+            **{key: value for key, value in asdict(judged.findings).items() if value is not None},
         }  # fmt: skip
-        if judged.places is not None:
-            result |= {"places": judged.places, "likeness": judged.likeness}
-        return Finished(job, result)
+        return Finished(job, result, pictures=judged.files() if self.keep else ())
 
 
-def here(jobs: Sequence[Job]) -> Generator[Finished]:
-    """One after the other, in this process."""
-    worker = Worker(jobs[0].device)
+def here(jobs: Sequence[AnyJob], *how: bool) -> Generator[Finished]:
+    """One after the other, in this process; `how` is what `Worker` takes after its threads."""
+    worker = Worker(None, *how)
     yield from map(worker.draw, jobs)
 
 
 class _Process:
-    """A process of this machine with a worker, which is given one job at a time."""
+    """A process of this machine with a worker, which is given one job at a time.
 
-    def __init__(self, device: str, threads: int):
+    Args:
+        given: to the worker.
+    """
+
+    def __init__(self, *given: Any):
         context = get_context("spawn")
         self.end, other = context.Pipe()
-        self.process = context.Process(target=_serve, args=(other, device, threads), daemon=True)
+        self.process = context.Process(target=_serve, args=(other, *given), daemon=True)
         self.process.start()
         other.close()
-        self.job: Job | None = None
+        self.job: AnyJob | None = None
 
-    def give(self, job: Job) -> None:
+    def give(self, job: AnyJob) -> None:
         self.job = job
         with suppress(BrokenPipeError, ConnectionResetError):  # dead: its answer will say so
             self.end.send(job)
@@ -95,25 +120,20 @@ class _Process:
         self.end.close()
 
 
-def _serve(end: Connection, device: str, threads: int) -> None:
+def _serve(end: Connection, *given: Any) -> None:
     """Draw what comes until nobody is at the other end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent stops the others
-    worker, fault = None, ""
-    try:
-        worker = Worker(device, threads)
-    except Exception as error:
-        fault = f"no worker: {type(error).__name__}: {error}"
+    worker = Worker(*given)
     try:
         while True:
-            job = end.recv()
-            end.send(Finished(job, None, fault) if worker is None else worker.draw(job))
+            end.send(worker.draw(end.recv()))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
 
 
-def in_processes(jobs: Sequence[Job], workers: int) -> Generator[Finished]:
+def in_processes(jobs: Sequence[AnyJob], workers: int, *how: bool) -> Generator[Finished]:
     """In several processes of this machine, which share its processors out."""
-    given = jobs[0].device, max(1, (os.cpu_count() or 1) // workers)
+    given = max(1, (os.cpu_count() or 1) // workers), *how
     left, deaths = deque(jobs), Counter[str]()
     processes = [_Process(*given) for _ in range(min(workers, len(jobs)))]
     try:
@@ -145,7 +165,7 @@ def in_processes(jobs: Sequence[Job], workers: int) -> Generator[Finished]:
             process.stop()
 
 
-def over_ray(jobs: Sequence[Job], workers: int) -> Generator[Finished]:
+def over_ray(jobs: Sequence[AnyJob], workers: int, *how: bool) -> Generator[Finished]:
     """By actors of a Ray cluster: the one that RAY_ADDRESS names, or a new one on this machine.
 
     An actor takes one processor, and one GPU if the jobs are for CUDA.
@@ -185,7 +205,7 @@ def over_ray(jobs: Sequence[Job], workers: int) -> Generator[Finished]:
         )(Worker)
         left, flying = deque(jobs), {}
         for _ in range(min(workers, room, len(jobs))):
-            worker, job = actor.remote(device, 1), left.popleft()
+            worker, job = actor.remote(1, *how), left.popleft()
             flying[worker.draw.remote(job)] = worker, job
         while flying:
             (done, *_), _ = ray.wait(list(flying))
@@ -194,7 +214,7 @@ def over_ray(jobs: Sequence[Job], workers: int) -> Generator[Finished]:
                 finished = Finished(*ray.get(done))
             except RayError as error:
                 finished = Finished(job, None, f"its worker died: {str(error).splitlines()[0]}")
-                worker = actor.remote(device, 1)
+                worker = actor.remote(1, *how)
             if left:
                 job = left.popleft()
                 flying[worker.draw.remote(job)] = worker, job
@@ -207,8 +227,10 @@ def over_ray(jobs: Sequence[Job], workers: int) -> Generator[Finished]:
 ENGINES = ("local", "ray")
 
 
-def finished_jobs(jobs: Sequence[Job], engine: str, workers: int) -> Generator[Finished]:
-    """All jobs, by the engine of that name.
+def finished_jobs(
+    jobs: Sequence[AnyJob], engine: str, workers: int, keep: bool = False, flops: bool = False
+) -> Generator[Finished]:
+    """All jobs, by the engine of that name; for `keep` and `flops` see `Worker`.
 
     Raises:
         MethodError: no such engine.
@@ -216,5 +238,7 @@ def finished_jobs(jobs: Sequence[Job], engine: str, workers: int) -> Generator[F
     if engine not in ENGINES:
         raise MethodError(f"no engine {engine!r}; there are: {', '.join(ENGINES)}")
     if engine == "ray":
-        return over_ray(jobs, workers)
-    return here(jobs) if workers == 1 else in_processes(jobs, workers)
+        return over_ray(jobs, workers, keep, flops)
+    if workers == 1:
+        return here(jobs, keep, flops)
+    return in_processes(jobs, workers, keep, flops)

@@ -15,16 +15,16 @@ from typing import Any
 from .. import __version__
 from ..errors import MethodError
 from ..methods import get_method
-from ..miniature.judged import TRUE_MASKS, YARDSTICKS, own_settings
-from ..miniature.prompts import PLACED, SUITES, ConceptScene, Split, scenes
+from ..miniature.judged import TRUE_MASKS, YARDSTICKS, Judged, SceneDrawer, own_settings
+from ..miniature.scenes import ConceptScene, Split
 from ..miniature.shipped import WEIGHTS, lora_file
+from ..output import ComposeOutput
+from .suites import SIZES, Size, read_suite
 
-SIZES = {"quick": (15, 2), "full": (20, 2)}
-"""Number of scenes, and of noises for each."""
-PLACED_COUNTS = {
-    "quick": {1: 8, 2: 8, 3: 8, 4: 4, 5: 4}, "full": {1: 40, 2: 40, 3: 30, 4: 20, 5: 20},
+LATER: Mapping[str, Any] = {
+    "attribute": None, "place": None, "worn": None, "relation": None, "wording": 0, "device": "cpu",
 }  # fmt: skip
-"""Number of scenes where each has its own layout, by the number of concepts."""
+"""Fields that keys of former results are older than: they count where they are not the usual."""
 
 
 @dataclass(frozen=True)
@@ -33,37 +33,50 @@ class Job:
 
     Attributes:
         suite, split: where the scene is from.
-        names, background, seed, style: the scene.
+        scene: with its own noise.
         method: or yardstick.
         settings: all of the method's, defaults too.
         steps: of denoising.
         miniature: version of what the scene depends on, see `miniature_version`.
         package: version.
-        attribute: of the scene, if it has one.
         device: that it is drawn on.
     """
 
     suite: str
     split: Split
-    names: tuple[str, ...]
-    background: str
-    seed: int
-    style: str | None
+    scene: ConceptScene
     method: str
     settings: Mapping[str, Any]
     steps: int
     miniature: str
     package: str
-    attribute: tuple[str, str] | None = None
     device: str = "cpu"
 
     @property
-    def scene(self) -> ConceptScene:
-        """The scene alone."""
-        placed = self.suite in PLACED
-        return ConceptScene(
-            self.names, self.background, self.seed, self.style, placed, self.attribute
-        )
+    def setting(self) -> None:
+        """There is one miniature."""
+        return None
+
+    @property
+    def label(self) -> str:
+        """The scene in words."""
+        return f"{', '.join(self.scene.names)} in {self.scene.background}, seed {self.scene.seed}"
+
+    @property
+    def pictures(self) -> list[str]:
+        """Names of its pictures' files."""
+        if self.method != "alone":
+            return [f"{self.key}.png"]
+        return [f"{self.key}_{name}.png" for name in self.scene.names]
+
+    def drawer(self) -> "MiniatureDrawer":
+        """What draws this job, and others for its device."""
+        return MiniatureDrawer(self.device)
+
+    @property
+    def scene_key(self) -> str:
+        """The same for the same scene of the same suite, by whatever method."""
+        return f"{self.suite} {self.scene}"
 
     @property
     def key(self) -> str:
@@ -73,24 +86,48 @@ class Job:
 
     def description(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        text = {**asdict(self), "names": list(self.names), "settings": dict(self.settings)}
-        for later, usual in (("attribute", None), ("device", "cpu")):
-            if text[later] == usual:
-                del text[later]  # keys of former results are older than these fields
-        return text
+        flat = {**asdict(self), **asdict(self.scene), "settings": dict(self.settings)}
+        del flat["scene"], flat["placed"]  # whether it is placed the suite says
+        return {k: v for k, v in flat.items() if k not in LATER or v != LATER[k]}
+
+
+class MiniatureDrawer:
+    """Draws and judges jobs, if they are meant for this version and these weights.
+
+    Args:
+        device: that draws.
+    """
+
+    def __init__(self, device: str):
+        self.drawer = SceneDrawer(device)
+
+    def finish(self, job: Job) -> Judged:
+        """One picture, drawn and judged.
+
+        Raises:
+            MethodError: the job asks for another version.
+        """
+        here = __version__, miniature_version(job.scene.loras)
+        if here != (job.package, job.miniature):
+            raise MethodError(f"its worker has loraweave {here[0]} or other weights")
+        return self.drawer.draw(job.scene, job.method, job.settings, job.steps)
+
+    def draw(self, job: Job) -> list[ComposeOutput]:
+        """Its pictures alone."""
+        return self.drawer.outputs(job.scene, job.method, job.settings, job.steps)
 
 
 def suite_jobs(
-    suite: str, methods: Sequence[str], size: str = "quick", *, split: Split = "report",
+    suite: str, methods: Sequence[str], size: Size = "quick", *, split: Split = "report",
     steps: int = 50, settings: Mapping[str, Mapping[str, Any]] | None = None,
     first: int | None = None, device: str = "cpu",
 ) -> list[Job]:  # fmt: skip
     """The jobs of a suite, scene by scene.
 
     Args:
-        suite: a name of `SUITES`.
+        suite: a name of `suite_names`, or the path of a suite's file.
         methods: of `loraweave.METHODS`, or yardsticks.
-        size: a name of `SIZES`.
+        size: `quick` or `full`.
         split: `report`, or `tuning` for choosing settings.
         steps: of denoising.
         settings: by method, where they are not the defaults.
@@ -99,18 +136,17 @@ def suite_jobs(
 
     Raises:
         MethodError: no such suite, size, method or setting.
+        SceneError: something is wrong with the suite's file.
     """
-    for kind, name, known in (("suite", suite, SUITES), ("size", size, SIZES)):
-        if name not in known:
-            raise MethodError(f"no {kind} {name!r}; there are: {', '.join(known)}")
-    placed = suite in PLACED
-    own = {m: _settings(m, (settings or {}).get(m, {}), placed) for m in methods}
-    counts = (PLACED_COUNTS[size][SUITES[suite]], 1) if placed else SIZES[size]
-    chosen = scenes(suite, split, *counts)[:first]
+    if size not in SIZES:
+        raise MethodError(f"no size {size!r}; there are: {', '.join(SIZES)}")
+    read = read_suite(suite)
+    own = {m: _settings(m, (settings or {}).get(m, {}), read.placed) for m in methods}
+    chosen = read.drawn(size, split)[:first]
     versions = {scene: miniature_version(scene.loras) for scene in chosen}
     return [
-        Job(suite, split, scene.names, scene.background, scene.seed, scene.style, method,
-            own[method], steps, versions[scene], __version__, scene.attribute, device)
+        Job(read.name, split, scene, method, own[method], steps, versions[scene], __version__,
+            device)
         for scene in chosen
         for method in methods
     ]  # fmt: skip

@@ -9,10 +9,10 @@ from typing import Any
 from filelock import FileLock
 
 from ..errors import SceneError
+from ..evaluate.references import read_picture
 from ..files import write_atomically
 from ..progress import track
-from .engines import finished_jobs
-from .jobs import Job
+from .engines import AnyJob, finished_jobs
 
 Results = dict[str, dict[str, Any]]
 
@@ -20,6 +20,11 @@ Results = dict[str, dict[str, Any]]
 def result_file(folder: Path, suite: str, method: str) -> Path:
     """Where the results of a method on a suite are."""
     return folder / suite / f"{method}.json"
+
+
+def picture_files(folder: Path, job: AnyJob) -> list[Path]:
+    """Where the pictures of a job are, if they are kept."""
+    return [folder / job.suite / job.method / name for name in job.pictures]
 
 
 def read_results(path: Path) -> Results:
@@ -39,8 +44,9 @@ def read_results(path: Path) -> Results:
 
 
 def run_jobs(
-    jobs: Sequence[Job], folder: Path, engine: str = "local", workers: int = 1
-) -> dict[str, Any]:
+    jobs: Sequence[AnyJob], folder: Path, engine: str = "local", workers: int = 1,
+    keep: bool = False, flops: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Draw and judge every job that is not finished yet.
 
     A file is written after every job, complete or not at all, so that a run that is killed loses
@@ -52,37 +58,56 @@ def run_jobs(
         folder: where the files are.
         engine: `local` or `ray`, see `engines`.
         workers: how many jobs are in flight.
+        keep: the pictures, too, as `SUITE/METHOD/KEY.png`; what is finished without is drawn again.
+        flops: count them, too, in every picture that is drawn now, which is then drawn twice.
 
     Returns:
         How many were `run` and how many were `found`; `failed` has the others, each with its
         suite, method, scene and the `fault`.
 
     Raises:
-        SceneError: a file of results is damaged, or the folder cannot be written.
+        SceneError: a file of results or a picture among them is damaged, or the folder cannot be
+            written.
         MethodError: no such engine, or no cluster for it.
     """
     paths = dict.fromkeys(result_file(folder, job.suite, job.method) for job in jobs)
     there = {path: read_results(path) for path in paths}
-    todo = [j for j in jobs if j.key not in there[result_file(folder, j.suite, j.method)]]
+    todo = [
+        job for job in jobs
+        if job.key not in there[result_file(folder, job.suite, job.method)]
+        or (keep and not _kept(folder, job))
+    ]  # fmt: skip
     failed = []
     if todo:
-        with closing(finished_jobs(todo, engine, workers)) as finished:
-            for job, result, fault in track(finished, "bench", total=len(todo)):
+        with closing(finished_jobs(todo, engine, workers, keep, flops)) as finished:
+            for job, result, fault, pictures in track(finished, "bench", total=len(todo)):
                 if result is None:
                     failed.append({
-                        "suite": job.suite, "method": job.method, "names": list(job.names),
-                        "background": job.background, "seed": job.seed, "fault": fault,
+                        "suite": job.suite, "method": job.method, "scene": job.label,
+                        "fault": fault,
                     })  # fmt: skip
                 else:
-                    _keep(folder, job, result)
+                    _keep(folder, job, result, pictures)
     return {"run": len(todo) - len(failed), "found": len(jobs) - len(todo), "failed": failed}
 
 
-def _keep(folder: Path, job: Job, result: dict[str, Any]) -> None:
-    """Add a result to its file, with what others have written there meanwhile."""
+def _kept(folder: Path, job: AnyJob) -> bool:
+    """Whether a job's pictures are there, and whole."""
+    paths = [path for path in picture_files(folder, job) if path.exists()]
+    for path in paths:
+        read_picture(path)
+    return len(paths) == len(picture_files(folder, job))
+
+
+def _keep(folder: Path, job: AnyJob, result: dict[str, Any], pictures: Sequence[bytes]) -> None:
+    """Add a result to its file, with what others have written there meanwhile; pictures first, so
+    that no result says that they are there when they are not."""
     path = result_file(folder, job.suite, job.method)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for place, data in zip(picture_files(folder, job), pictures):
+            place.parent.mkdir(exist_ok=True)
+            write_atomically(place, data)
         with FileLock(path.with_name(f".{path.stem}.lock")):
             results = read_results(path) | {job.key: result}
             text = json.dumps({"suite": job.suite, "method": job.method, "jobs": results}, indent=1)

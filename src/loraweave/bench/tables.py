@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 Row = Mapping[str, Any]
@@ -27,6 +27,8 @@ def _ahead(row: Row) -> str:
     for key, minus in row.items():
         if key.startswith("minus_"):
             kind = "in_place" if "in_place" in minus else "right"
+            if kind not in minus:
+                return ""
             low, high = minus[f"{kind}_ci"]
             mean, low, high = (round(-100 * value) for value in (minus[kind], high, low))
             return f"{mean:+d} [{low:+d}, {high:+d}]"
@@ -35,6 +37,10 @@ def _ahead(row: Row) -> str:
 
 def _cost(key: str, digits: int) -> Callable[[Row], str]:
     return lambda row: f"{row['cost'][key]:.{digits}f}" if key in row.get("cost", {}) else ""
+
+
+def _score(key: str) -> Callable[[Row], str]:
+    return lambda row: f"{row[key]:.3f}" if key in row else ""
 
 
 def _of_all(row: Row) -> str:
@@ -50,10 +56,16 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "duplicated": _percent("duplicated"),
     "swapped": _percent("swapped"),
     "blended": _percent("blended"),
+    "extra": _percent("extra"),
     "box IoU": lambda row: f"{row['layout_iou']:.2f}" if "layout_iou" in row else "",
     "likeness": lambda row: f"{row['likeness']:.2f}" if "likeness" in row else "",
+    "CLIP-T": _score("clip_t"),
+    "CLIP-I": _score("clip_i_avg"),
+    "DINO": _score("dino_avg"),
+    "DINO of instances": _score("instance_dino_avg"),
     "seconds": _cost("seconds", 1),
     "calls": _cost("calls", 0),
+    "TFLOPs": _cost("tflops", 2),
     "MiB": _cost("peak_mib", 0),
     "ahead": _ahead,
 }
@@ -79,29 +91,40 @@ def markdown(tables: Mapping[str, Mapping[str, Row]], columns: Iterable[str] = C
     for suite, rows in tables.items():
         head, *lines = cells(rows, columns)
         lines = [[f"`{line[0]}`", *line[1:]] for line in lines]
-        table = [head, ["---"] * len(head), *lines]
-        parts.append(f"### {suite}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in table))
+        parts.append(f"### {suite}\n\n{markdown_table(head, lines)}")
     return "\n\n".join(parts) + "\n"
+
+
+def markdown_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """One table, without a line break at its end."""
+    table = [head, ["---"] * len(head), *lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in table)
 
 
 def latex(tables: Mapping[str, Mapping[str, Row]], columns: Iterable[str] = COLUMNS) -> str:
     """A `table` with booktabs' rules for each suite."""
     parts = []
     for suite, rows in tables.items():
-        head, *lines = [[_escaped(cell) for cell in line] for line in cells(rows, columns)]
-        body = [" & ".join(line) + r" \\" for line in lines]
-        parts.append("\n".join([
-            r"\begin{table}", r"\centering",
-            rf"\caption{{{_escaped(suite)}, on the miniature; percent with 95\,\% intervals}}",
-            rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", r"\toprule",
-            " & ".join(head) + r" \\", r"\midrule", *body, r"\bottomrule",
-            r"\end{tabular}", r"\end{table}",
-        ]))  # fmt: skip
+        head, *lines = cells(rows, columns)
+        caption = f"{suite}, on the miniature; percent with 95 % intervals"
+        parts.append(latex_table(caption, head, lines))
     return "\n\n".join(parts) + "\n"
 
 
+def latex_table(caption: str, head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """One table with booktabs' rules, without a line break at its end."""
+    body = [" & ".join(map(_escaped, line)) + r" \\" for line in lines]
+    return "\n".join([
+        r"\begin{table}", r"\centering", rf"\caption{{{_escaped(caption)}}}",
+        rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", r"\toprule",
+        " & ".join(map(_escaped, head)) + r" \\", r"\midrule", *body, r"\bottomrule",
+        r"\end{tabular}", r"\end{table}",
+    ])  # fmt: skip
+
+
 def _escaped(text: str) -> str:
-    return "".join(rf"\{sign}" if sign in "_%&#$" else sign for sign in text)
+    named = {"±": r"$\pm$", "×": r"$\times$"}
+    return "".join(rf"\{sign}" if sign in "_%&#$" else named.get(sign, sign) for sign in text)
 
 
 def comma_separated(tables: Mapping[str, Mapping[str, Row]]) -> str:
@@ -116,6 +139,14 @@ def comma_separated(tables: Mapping[str, Mapping[str, Row]]) -> str:
     writer = csv.DictWriter(written, list(heads), lineterminator="\n")
     writer.writeheader()
     writer.writerows(flat)
+    return written.getvalue()
+
+
+def csv_text(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """One table of cells."""
+    written = io.StringIO()
+    writer = csv.writer(written, lineterminator="\n")
+    writer.writerows([head, *lines])
     return written.getvalue()
 
 

@@ -6,37 +6,40 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from . import options
-from .for_each import by_method
+from . import evidence, options
+from .bench_options import (
+    SIZES,
+    Data,
+    First,
+    Format,
+    Methods,
+    Results,
+    Settings,
+    Size,
+    Split,
+    Steps,
+    Suite,
+    Workers,
+    names_of,
+    settings_of,
+)
 from .job import check_device
 
 app = typer.Typer(no_args_is_help=True, help="Run suites of scenes by several methods.")
 
-Suite = Annotated[
-    str,
-    typer.Argument(help="pairs, same_class, three, four, five, style, boxes2 to 5, attributes."),
-]
-Methods = Annotated[
-    str, typer.Option(help="Names with commas; base, alone and true_masks are yardsticks.")
-]
-Size = Annotated[
-    Literal["quick", "full"],
-    typer.Option(help="30 or 40 scene-seeds; with boxes 4 to 8, or 20 to 40."),
-]
-Split = Annotated[
-    Literal["report", "tuning"],
-    typer.Option(help="Choose settings on tuning scenes, report on the others."),
-]
-Steps = Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps.")]
-Results = Annotated[Path, typer.Option("--results", help="Folder of the results.")]
-First = Annotated[
-    int | None,
-    typer.Option("--scenes", min=1, help="The first so many scene-seeds only.", show_default="all"),
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="METHOD.KEY=VALUE", help="A setting of one method; repeatable."),
-]
+
+@app.command()
+def suites(as_json: options.AsJson = False) -> None:
+    """What suites there are."""
+    from ..bench import read_suite, suite_names
+    from .report import show_table
+
+    found = {name: read_suite(name) for name in suite_names()}
+    if as_json:
+        typer.echo(json.dumps({n: s.model_dump(exclude={"name"}) for n, s in found.items()}))
+        return
+    lines = [[n, s.summary, *(str(s.count(size)) for size in SIZES)] for n, s in found.items()]
+    show_table(["suite", "scenes", *SIZES], *lines)
 
 
 @app.command()
@@ -55,33 +58,76 @@ def run(
     engine: Annotated[
         Literal["local", "ray"], typer.Option(help="This machine, or a Ray cluster.")
     ] = "local",
-    workers: Annotated[int, typer.Option(min=1, help="How many jobs at a time.")] = 1,
+    workers: Workers = 1,
+    keep: Annotated[
+        bool, typer.Option("--pictures", help="Keep the pictures, in RESULTS/SUITE/METHOD.")
+    ] = False,
+    flops: Annotated[
+        bool, typer.Option("--flops", help="Draw everything twice, to count its FLOPs.")
+    ] = False,
+    base: Annotated[
+        str | None, typer.Option(help="Of a manifest's pictures: a folder or a .safetensors file.")
+    ] = None,
+    lora_dir: options.LoraDir = None,
+    data: Data = None,
+    dtype: options.Precision = "float32",
+    clip: Annotated[Path | None, typer.Option(help="Folder of a CLIP model, for scores.")] = None,
+    dino: Annotated[Path | None, typer.Option(help="Folder of a DINO model, for scores.")] = None,
+    references: Annotated[
+        Path | None, typer.Option(help="Folder of pictures from `loraweave references`.")
+    ] = None,
+    segmenter: Annotated[
+        str | None, typer.Option(help="For failures and instances: clipseg or grounded_sam.")
+    ] = None,
+    segmenter_model: Annotated[
+        list[Path] | None, typer.Option(help="Folder of the segmenter's model, or two.")
+    ] = None,
+    allow_pickle: options.AllowPickle = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Draw and judge what is not finished yet; one file a method in RESULTS/SUITE.
+
+    A manifest (`bench manifests`) is drawn on a base of yours, and its pictures are kept.
 
     A job that fails does not stop the others; they are listed at the end, and the exit status
     is 1.
     """
     from ..bench import run_jobs, suite_jobs
+    from ..bench.manifests import is_manifest
+    from ..bench.real import Setting, real_jobs
     from ..progress import silence_libraries
 
     if engine == "local":
         check_device(device)
-    names = _names(methods)
-    jobs = suite_jobs(
-        suite, names, size, split=split, steps=steps, settings=_settings(names, settings),
-        first=scenes, device=device,
-    )  # fmt: skip
+    names, jobs = names_of(methods), []
+    own = settings_of(names, settings)
+    given = {"--base": base, "--lora-dir": lora_dir}
+    if is_manifest(suite):
+        if base is None or lora_dir is None:
+            raise typer.BadParameter(f"{suite} needs {' and '.join(given)}")
+        setting = Setting(
+            base, dtype, _text(clip), _text(dino), _text(references), segmenter,
+            tuple(str(path.resolve()) for path in segmenter_model or ()), allow_pickle,
+        )  # fmt: skip
+        jobs = real_jobs(
+            suite, names, setting, lora_dir, data, settings=own, first=scenes, device=device
+        )
+        keep = True
+    else:
+        if wrong := [name for name, value in given.items() if value is not None]:
+            raise typer.BadParameter(f"{suite} is drawn on the miniature; leave {wrong[0]} out")
+        jobs = suite_jobs(
+            suite, names, size, split=split, steps=steps, settings=own, first=scenes,
+            device=device,
+        )  # fmt: skip
     silence_libraries()
-    counts = run_jobs(jobs, results, engine, workers)
+    counts = run_jobs(jobs, results, engine, workers, keep, flops)
     if as_json:
         typer.echo(json.dumps(counts))
     else:
         typer.echo(f"{counts['run']} jobs run, {counts['found']} were finished before")
     for job in counts["failed"]:
-        scene = f"{', '.join(job['names'])} in {job['background']}, seed {job['seed']}"
-        typer.echo(f"failed: {job['method']}, {scene}: {job['fault']}", err=True)
+        typer.echo(f"failed: {job['method']}, {job['scene']}: {job['fault']}", err=True)
     if counts["failed"]:
         raise typer.Exit(1)
 
@@ -108,26 +154,29 @@ def report(
             show_default="the first",
         ),
     ] = None,
-    form: Annotated[
-        Literal["table", "markdown", "latex", "csv"],
-        typer.Option("--format", help="What to print."),
-    ] = "table",
+    form: Format = "table",
     as_json: options.AsJson = False,
 ) -> None:
     """Rates of what is finished, with 95 % bootstrap intervals and paired differences."""
     from ..bench import NothingFinished, finished, suite_jobs, tables
     from ..bench import report as made
+    from ..bench.manifests import is_manifest
+    from ..bench.report import report_all
     from ..errors import SceneError
     from .report import show_table
 
     there = finished(results)
     if not (wanted := suites or list(there)):
         raise SceneError(f"no results in {results}; use `loraweave bench run`")
-    own = {suite: _names(methods) if methods else there.get(suite, []) for suite in wanted}
+    own = {suite: names_of(methods) if methods else there.get(suite, []) for suite in wanted}
     every = list(dict.fromkeys(name for names in own.values() for name in names))
-    given = _settings(every, settings)
+    given = settings_of(every, settings)
     found = {}
     for suite, names in own.items():
+        if is_manifest(suite):
+            asked = names_of(methods) if methods else None
+            found[Path(suite).stem] = report_all(results, Path(suite).stem, asked, against)
+            continue
         if not names:
             raise SceneError(f"no results of {suite!r} in {results}; use `loraweave bench run`")
         jobs = suite_jobs(
@@ -155,11 +204,62 @@ def report(
         typer.echo(written[form](found), nl=False)
 
 
-def _names(methods: str) -> list[str]:
-    return list(dict.fromkeys(name.strip() for name in methods.split(",")))
+@app.command()
+def manifests(as_json: options.AsJson = False) -> None:
+    """The papers' benchmarks for real bases, and what you need for them."""
+    from ..bench.manifests import manifest_names, read_manifest
+    from .report import show_values
+
+    found = {name: read_manifest(name)[1] for name in manifest_names()}
+    short = {
+        n: {"summary": m.summary, "source": m.source, "needs": m.needs} for n, m in found.items()
+    }
+    typer.echo(json.dumps(short, indent=2)) if as_json else show_values(short)
 
 
-def _settings(names: list[str], settings: list[str] | None) -> dict[str, dict[str, Any]]:
-    from ..miniature.judged import YARDSTICKS
+@app.command()
+def check(
+    suite: Annotated[str, typer.Argument(help="A manifest or a suite, by name or file.")],
+    lora_dir: options.LoraDir = None,
+    data: Data = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Say what a suite would draw, and what is missing; nothing is drawn or downloaded.
 
-    return by_method(names, options.read_settings(settings), YARDSTICKS)
+    Exit status 2 if LoRAs are missing.
+    """
+    from ..bench import read_suite
+    from ..bench.manifests import check as checked
+    from ..bench.manifests import is_manifest, read_manifest
+    from .report import show_values
+
+    if not is_manifest(suite):
+        read = read_suite(suite)
+        found: dict[str, Any] = {"name": read.name, "summary": read.summary, "base": "miniature",
+                                 "scenes": {size: read.count(size) for size in SIZES}}  # fmt: skip
+        faults: dict[str, str] = {}
+    else:
+        name, manifest = read_manifest(suite)
+        scenes, faults = checked(manifest, lora_dir or Path(), data)
+        concepts = {n for scene in scenes for n in scene.loras}
+        found = {"name": name, "summary": manifest.summary, "source": manifest.source,
+                 "needs": manifest.needs, "pictures": len(scenes), "loras": len(concepts),
+                 "first_prompt": scenes[0].prompt, "missing": faults}  # fmt: skip
+    typer.echo(json.dumps(found, indent=2)) if as_json else show_values(found)
+    if faults:
+        raise typer.Exit(2)
+
+
+def _text(path: Path | None) -> str | None:
+    """As a worker in another folder reads it."""
+    return None if path is None else str(path.resolve())
+
+
+for command in (
+    evidence.agreement,
+    evidence.ablation,
+    evidence.tune,
+    evidence.page,
+    evidence.papers,
+):
+    app.command()(command)

@@ -1,13 +1,19 @@
 """`loraweave references` and `loraweave evaluate`."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..scene import MINIATURE
 from . import options
 from .job import check_device, load_model, make_job
+
+if TYPE_CHECKING:
+    from ..evaluate.pictures import Made
+    from ..evaluate.scores import Features
 
 
 def references(
@@ -49,12 +55,15 @@ def references(
 def evaluate(
     pictures: Annotated[list[Path], typer.Argument(help="Pictures made by LoRAWeave.")],
     clip: Annotated[
-        Path | None, typer.Option(help="Folder of a CLIP model, for CLIP-T and CLIP-I.")
+        Path | None,
+        typer.Option(help="Folder of a CLIP model, or miniature."),
     ] = None,
-    dino: Annotated[Path | None, typer.Option(help="Folder of a DINO model.")] = None,
+    dino: Annotated[Path | None, typer.Option(help="Folder of a DINO model; or miniature.")] = None,
     references: Annotated[
         Path | None,
-        typer.Option(help="Folder of pictures of each concept, from `loraweave references`."),
+        typer.Option(
+            help="Folder of pictures of each concept, from `loraweave references`; or miniature."
+        ),
     ] = None,
     segmenter: Annotated[
         str | None,
@@ -72,6 +81,7 @@ def evaluate(
     from ..evaluate.encoders import Clip, Dino
     from ..evaluate.pictures import evaluate_pictures, read_made
     from ..loading import default_device
+    from ..miniature.scoring import CLIP, DINO
     from ..progress import silence_libraries
     from .report import show_values
 
@@ -83,8 +93,9 @@ def evaluate(
     made = read_made(pictures)
     finder = get_segmenter(segmenter, *(segmenter_model or ()), device=where) if segmenter else None
     found = evaluate_pictures(
-        made, clip=Clip(clip, where) if clip else None, dino=Dino(dino, where) if dino else None,
-        references=references, segmenter=finder,
+        made, clip=Clip(_shipped(clip, CLIP), where) if clip else None,
+        dino=Dino(_shipped(dino, DINO), where) if dino else None,
+        references=_references(references, clip, dino, made), segmenter=finder,
     )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(found, indent=2))
@@ -93,3 +104,21 @@ def evaluate(
         show_values(entry)
     if len(pictures) > 1:
         show_values({"mean of": f"{len(pictures)} pictures", **found["mean"]})
+
+
+def _shipped(folder: Path, own: Path) -> Path:
+    return own if str(folder) == MINIATURE else folder
+
+
+def _references(
+    references: Path | None, clip: Path | None, dino: Path | None, made: "Sequence[Made]"
+) -> "Path | Mapping[str, Features] | None":
+    """Those that ship are known by their LoRAs, and by the encoders that ship only."""
+    from ..miniature.scoring import shipped_references
+
+    if references is None or str(references) != MINIATURE:
+        return references
+    if any(folder is not None and str(folder) != MINIATURE for folder in (clip, dino)):
+        raise typer.BadParameter("--references miniature needs --clip and --dino miniature")
+    hashes = {name: own.hashes.get(name, "") for own in made for name in own.nouns}
+    return shipped_references(hashes)

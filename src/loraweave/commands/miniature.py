@@ -101,7 +101,7 @@ def compare(
     methods: Annotated[str, typer.Option(help="Names with commas; the first is the yardstick.")] = (
         "merge,clora"
     ),
-    suite: Annotated[str, typer.Option(help="pairs, same_class, three, four or five.")] = "pairs",
+    suite: Annotated[str, typer.Option(help="See `loraweave bench suites`.")] = "pairs",
     count: Annotated[int, typer.Option("--scenes", min=1, max=1000)] = 60,
     seeds: Annotated[int, typer.Option(min=1, max=100, help="Noises of each scene.")] = 2,
     split: Annotated[
@@ -115,17 +115,16 @@ def compare(
     as_json: options.AsJson = False,
 ) -> None:
     """Count what methods get right; `base` and `alone` are yardsticks beside them."""
+    from ..bench.suites import read_suite
     from ..miniature.compare import compare_methods, comparison_grid, rates
-    from ..miniature.prompts import SUITES, scenes
+    from ..miniature.scenes import scenes
     from ..output import check_output_path
     from .report import show_values
 
     if out is not None:
         check_output_path(out)
-    if suite not in SUITES:
-        raise SceneError(f"no suite {suite!r}; there are: {', '.join(SUITES)}")
     silence_libraries()
-    chosen = scenes(suite, split, count, seeds)
+    chosen = scenes(read_suite(suite), split, count, seeds)
     results = compare_methods(list(dict.fromkeys(methods.split(","))), chosen, steps=steps)
     if out is not None:
         comparison_grid(results, chosen, out)

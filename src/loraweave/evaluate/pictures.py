@@ -1,14 +1,12 @@
 """All scores of pictures that carry how they were made."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from jaxtyping import Float
 from PIL import Image
-from torch import Tensor
 
 from ..detect import Segmenter
 from ..errors import SceneError
@@ -18,9 +16,8 @@ from ..prompt import pass_prompt
 from ..scene import Scene, scene_from_dict
 from .encoders import Clip, Dino
 from .references import read_picture, read_references
-from .similarity import Encoder, instance_similarity, instances_of, to_references, to_text
-
-Features = Mapping[str, Float[Tensor, "R D"]]
+from .scores import Features, Scorer, features_of
+from .similarity import instances_of
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ def read_made(paths: Sequence[Path]) -> list[Made]:
 
 def evaluate_pictures(
     pictures: Sequence[Made], *, clip: Clip | None = None, dino: Dino | None = None,
-    references: Path | None = None, segmenter: Segmenter | None = None,
+    references: Path | Mapping[str, Features] | None = None, segmenter: Segmenter | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Scores of each picture, and their means.
 
@@ -80,7 +77,8 @@ def evaluate_pictures(
     Args:
         pictures: from `read_made`.
         clip, dino: encoders.
-        references: folder with a folder of pictures for each concept, see `draw_references`.
+        references: folder with a folder of pictures for each concept, see `draw_references`; or
+            their features, see `Scorer`.
         segmenter: that finds instances, in pictures and references.
 
     Returns:
@@ -94,27 +92,43 @@ def evaluate_pictures(
         raise SceneError(
             "DINO and instances are compared with reference pictures; give their folder"
         )
-    named: dict[str, Encoder | None] = {"clip_i": clip, "dino": dino}
-    encoders = {name: one for name, one in named.items() if one is not None}
-    if clip is None and (references is None or not encoders):
+    if clip is None and (references is None or dino is None):
         raise SceneError("give a CLIP model, or a DINO model with reference pictures, or both")
-    nouns = _common_nouns(pictures) if references else {}
-    own = read_references(references, list(nouns)) if references else {}
-    known = {name: _features(own, encoder) for name, encoder in encoders.items()}
-    if segmenter is not None:
-        cut = {c: _instances(images, nouns[c], segmenter, c) for c, images in own.items()}
-        for name, encoder in encoders.items():
-            known[f"instance_{name}"] = _features(cut, encoder)
+    scorer = Scorer(clip, dino)
+    if references is not None:
+        nouns = _common_nouns(pictures)
+        if isinstance(references, Path):
+            references = known_features(scorer, references, nouns, segmenter)
+        scorer = replace(scorer, known=references)
     entries = []
     for made in track(pictures, "evaluate", total=len(pictures)):
-        entry: dict[str, Any] = {"picture": str(made.path), "method": made.method}
-        features = {name: one.images([made.image])[0] for name, one in encoders.items()}
-        if clip is not None:
-            entry["clip_t"] = _like_text(made, features["clip_i"], clip)
-        if references:
-            entry |= _like_references(made, features, encoders, known, segmenter)
-        entries.append(entry)
+        text = pass_prompt(made.scene.parsed, ()).text
+        scores = scorer.scores(made.image, text, made.nouns, segmenter)
+        entries.append({"picture": str(made.path), "method": made.method, **scores})
     return {"pictures": entries, "mean": _means(entries)}
+
+
+def known_features(
+    scorer: Scorer, references: Path, nouns: Mapping[str, str], segmenter: Segmenter | None
+) -> dict[str, Features]:
+    """Features of some concepts' references, for a `Scorer`.
+
+    Args:
+        scorer: whose encoders are used.
+        references: folder with a folder of pictures for each concept.
+        nouns: by concept.
+        segmenter: that finds instances in them; without it there are none of instances.
+
+    Raises:
+        SceneError: no references of a concept, or none that shows its noun.
+    """
+    own = read_references(references, list(nouns))
+    known = {name: features_of(own, encoder) for name, encoder in scorer.encoders.items()}
+    if segmenter is not None:
+        cut = {c: _instances(images, nouns[c], segmenter, c) for c, images in own.items()}
+        for name, encoder in scorer.encoders.items():
+            known[f"instance_{name}"] = features_of(cut, encoder)
+    return known
 
 
 def _common_nouns(pictures: Sequence[Made]) -> dict[str, str]:
@@ -132,10 +146,6 @@ def _common_nouns(pictures: Sequence[Made]) -> dict[str, str]:
     return nouns
 
 
-def _features(images: Mapping[str, Sequence[Image.Image]], encoder: Encoder) -> Features:
-    return {name: encoder.images(own) for name, own in images.items()}
-
-
 def _instances(
     images: Sequence[Image.Image], noun: str, segmenter: Segmenter, concept: str
 ) -> list[Image.Image]:
@@ -144,31 +154,6 @@ def _instances(
     if not found:
         raise SceneError(f"no {noun} is found in any reference picture of {concept!r}")
     return found
-
-
-def _like_text(made: Made, features: Float[Tensor, " D"], clip: Clip) -> dict[str, Any]:
-    text = pass_prompt(made.scene.parsed, ()).text
-    score = to_text(features, clip.texts([text])[0])
-    return {**score, **({} if clip.fits(text) else {"truncated": True})}
-
-
-def _like_references(
-    made: Made, features: Mapping[str, Float[Tensor, " D"]], encoders: Mapping[str, Encoder],
-    known: Mapping[str, Features], segmenter: Segmenter | None,
-) -> dict[str, Any]:  # fmt: skip
-    scores: dict[str, Any] = {}
-    nouns, cut = made.nouns, {}
-    if segmenter is not None:
-        each = {n: instances_of(made.image, n, segmenter) for n in dict.fromkeys(nouns.values())}
-        cut = {noun: images for noun, images in each.items() if images}
-    for name, encoder in encoders.items():
-        own = {concept: known[name][concept] for concept in nouns}
-        scores[name] = to_references(features[name], own).as_dict()
-        if segmenter is not None:
-            own = {concept: known[f"instance_{name}"][concept] for concept in nouns}
-            found = instance_similarity(_features(cut, encoder), nouns, own)
-            scores[f"instance_{name}"] = found.as_dict()
-    return scores
 
 
 def _means(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

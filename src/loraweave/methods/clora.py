@@ -51,7 +51,12 @@ class CLoRASettings(StepSettings):
     The step is that of `StepSettings`.
 
     Attributes:
-        variant: `improved` or `faithful`, see the top of this file.
+        variant: `improved` or `faithful`, see the top of this file; the four after it are its
+            parts, for ablations, and as it has them if they are None.
+        halves: whose maps are read, the `conditional` half's or the mean of `both`.
+        overlaps: places that several concepts claim go to the `strongest` or are `averaged`.
+        noise: predicted after the last update (`fresh`) or before it (`stale`).
+        decay: of the step, to .7 over the run (`root`), or `none`.
         max_update_step: the latent is updated at steps before this one; 0 for no update at all.
         update_at: `every` step before that, as the authors' code does, or `listed`: only the
             refinement steps, as the paper's text can be read.
@@ -71,6 +76,10 @@ class CLoRASettings(StepSettings):
     """
 
     variant: Literal["improved", "faithful"] = "improved"
+    halves: Literal["conditional", "both"] | None = None
+    overlaps: Literal["strongest", "averaged"] | None = None
+    noise: Literal["fresh", "stale"] | None = None
+    decay: Literal["root", "none"] | None = None
     max_update_step: int = Field(25, ge=0)
     update_at: Literal["every", "listed"] = "every"
     refinement_steps: tuple[int, ...] = Field((0, 10, 20), strict=False)  # lists too
@@ -85,6 +94,17 @@ class CLoRASettings(StepSettings):
     base_pass: bool = True
     instances: bool = True
     gradient: GradientMode = "auto"
+
+    def does(self, part: str) -> str:
+        """What `halves`, `overlaps`, `noise` or `decay` are, by the variant where not given."""
+        return getattr(self, part) or _PARTS[part][self.variant == "faithful"]
+
+
+_PARTS = {
+    "halves": ("conditional", "both"), "overlaps": ("strongest", "averaged"),
+    "noise": ("fresh", "stale"), "decay": ("root", "none"),
+}  # fmt: skip
+"""Of the improved variant and of the faithful one."""
 
 
 class CLoRA(Method):
@@ -147,7 +167,7 @@ class CLoRAStage(Stage):
         self._stale, self.size = None, self.executor.backbone.map_size(latents)
         updates = self._updates(i)
         for n in range(updates):
-            if self.faithful and n == updates - 1:
+            if self.settings.does("noise") == "stale" and n == updates - 1:
                 self._stale = self.executor.evaluate(
                     self.passes, self.scheduler.scale(latents, t), t
                 )
@@ -157,7 +177,7 @@ class CLoRAStage(Stage):
                 lambda z: self.scheduler.scale(z, t),
                 t,
                 self.loss,
-                halves="both" if self.faithful else "conditional",
+                halves=self.settings.does("halves"),  # type: ignore[arg-type]
                 mode=self.settings.gradient,
             )
             latents = latents - self._step(latents, gradient, i)
@@ -191,7 +211,9 @@ class CLoRAStage(Stage):
 
     def _step(self, latents: Tensor, gradient: Tensor, i: int) -> Float[Tensor, "B C h w"]:
         """The displacement; it falls to .7 over the run, but not in the authors' code."""
-        fall = 1.0 if self.faithful else falling(i, len(self.scheduler.timesteps)) ** 0.5
+        if self.settings.does("decay") == "none":
+            return self.stepper(latents, gradient)
+        fall = falling(i, len(self.scheduler.timesteps)) ** 0.5
         return self.stepper(latents, gradient, fall)
 
     # -- section 3.3: masks and fusion --------------------------------------------------------
@@ -214,15 +236,17 @@ class CLoRAStage(Stage):
         """One mask per pass, from the words of each concept in its own pass."""
         assert out.maps is not None
         self.size = self.executor.backbone.map_size(latents)
-        now = self._own_words(out.maps.mean(2) if self.faithful else out.maps[:, :, -1])
         settings, memory = self.settings, self._memory
+        both = settings.does("halves") == "both"
+        now = self._own_words(out.maps.mean(2) if both else out.maps[:, :, -1])
         if memory is not None and settings.mask_memory:
             now = settings.mask_memory * memory + (1 - settings.mask_memory) * now
         self._memory = now
         pictures = [self._claims(b, own) for b, own in enumerate(now)]
         found, strong = (torch.stack(kind) for kind in zip(*pictures))
         self.trace.maps.append(strong.float().cpu())
-        owned = found if self.faithful else exclusive(found, strong)
+        averaged = settings.does("overlaps") == "averaged"
+        owned = found if averaged else exclusive(found, strong)
         if settings.base_pass:
             owned = with_base(owned)
         else:  # what nobody claims goes to the strongest; in the authors' code to the first

@@ -12,7 +12,7 @@ from ..evaluate.figures import labelled_grid
 from ..methods import get_method
 from ..progress import track
 from .judged import YARDSTICKS, Judged, SceneDrawer
-from .prompts import ConceptScene
+from .scenes import ConceptScene
 
 
 def compare_methods(

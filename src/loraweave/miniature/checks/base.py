@@ -14,7 +14,8 @@ from ...backbone.sites import reading_sites
 from ...denoise.recorder import recording
 from ..judge import Judge
 from ..judge.verdict import Instance
-from ..prompts import ATTRIBUTES, listed
+from ..prompts import listed
+from ..scenes import ATTRIBUTES
 from ..world import BACKGROUNDS, KINDS
 from ..world.captions import PLACES, plural
 from .pictures import STEPS, drawn

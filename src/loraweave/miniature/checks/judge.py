@@ -14,7 +14,7 @@ from ..codec import through
 from ..concepts import KNOWN, draw_subjects
 from ..judge import Judge
 from ..judge.verdict import OUTCOMES
-from ..prompts import ConceptScene, Split, scenes
+from ..scenes import PAIRS, ConceptScene, Split, scenes
 from ..style_reader import NAMES, StyleReader, styled
 from ..world import FULL_WORLD, Rendering, Subject, render, sample_drawing
 from ..world.sample import half_blended
@@ -61,7 +61,7 @@ def concept_accuracy(judge: Judge, vae: AutoencoderKL, count: int) -> dict[str, 
     Among all known concepts, and among those of its class; on decoded drawings of pairs.
     """
     among_all, within_class = [], []
-    for scene in scenes("pairs", "report", count):
+    for scene in scenes(PAIRS, "report", count):
         drawn = _drawn(scene, [KNOWN[name].subject for name in scene.names])
         instances = judge.instances(through(vae, [drawn.image])[0], 2)
         for name in scene.names:
@@ -124,7 +124,7 @@ def injured_scenes(vae: AutoencoderKL, split: Split, count: int) -> Iterator[Inj
 
     Only pairs whose bodies differ enough are blended, or nobody could tell.
     """
-    every = iter(scenes("pairs", split, 4 * count))
+    every = iter(scenes(PAIRS, split, 4 * count))
     for number in range(count):
         failure = OUTCOMES[number % len(OUTCOMES)]
         scene = next(every)

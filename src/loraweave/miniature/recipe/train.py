@@ -29,6 +29,7 @@ from .encoder import crop_pool, train_encoder
 from .judge import new_judge, save_judge, train_segmenter
 from .loras import train_loras
 from .pool import build_pool
+from .references import write_references
 from .run import Run
 from .sketch import train_adapter
 from .style import train_style_reader
@@ -69,6 +70,7 @@ class Size:
         lora_steps: of each LoRA.
         sketch_steps: of the adapter for sketches.
         clip_steps, dino_steps: of the encoders for the papers' scores.
+        references: pictures of each LoRA alone that these compare with.
         alone: pictures of each LoRA alone for the judge, two or more.
         loras: names of those that are made; all if None.
     """
@@ -90,6 +92,7 @@ class Size:
     sketch_steps: int
     clip_steps: int
     dino_steps: int
+    references: int
     alone: int
     loras: tuple[str, ...] | None = None
 
@@ -116,8 +119,9 @@ SIZES = {
         views=8,
         lora_steps=160,
         sketch_steps=3000,
-        clip_steps=2500,
+        clip_steps=1600,
         dino_steps=2500,
+        references=50,
         alone=40,
     ),
     "trial": Size(
@@ -138,6 +142,7 @@ SIZES = {
         sketch_steps=2,
         clip_steps=2,
         dino_steps=2,
+        references=2,
         alone=2,
         loras=("blackcat", "golddog", "pencil"),
     ),
@@ -186,7 +191,9 @@ def train_miniature(folder: str | Path, size: str = "small", seed: int = 0) -> d
     reader = train_style_reader(run, vae, recipe.style_steps, recipe.style_scenes)
     clip = train_clip(run, tokenizer, FULL_WORLD, recipe.clip_steps)
     dino = train_dino(run, FULL_WORLD, recipe.dino_steps)
-    weights = collect(run.folder, judge, finder, reader, adapter, pipe, clip, dino)
+    weights = collect(
+        run.folder, judge, finder, reader, adapter, pipe, clip, dino, recipe.references
+    )
     return {"folder": str(weights), "size": size}
 
 
@@ -233,7 +240,7 @@ def _judge(
 
 def collect(
     folder: Path, judge: Judge, finder: Segmenter, reader: StyleReader, adapter: T2IAdapter,
-    pipe: StableDiffusionPipeline, clip: CLIPModel, dino: ViTModel,
+    pipe: StableDiffusionPipeline, clip: CLIPModel, dino: ViTModel, references: int,
 ) -> Path:  # fmt: skip
     """Bring the results together as they ship: fp16, one folder for base, LoRAs and judge.
 
@@ -253,6 +260,7 @@ def collect(
     pipe.to(torch.float32)  # with the rounding of fp16, as users will load it
     loras = {path.stem: path for path in (fresh / "loras").glob("*.safetensors")}
     golden = {name: golden_blocks(pipe, name, loras).round(4).tolist() for name in METHODS}
+    write_references(fresh, pipe, judge, references)
     (fresh / "golden.json").write_text(json.dumps(golden) + "\n")
     (fresh / "log.json").write_text(json.dumps(summary(folder), indent=1) + "\n")
     shutil.rmtree(weights, ignore_errors=True)

@@ -1,0 +1,93 @@
+"""One method with its settings changed one after the other, on the same scenes and seeds."""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from ..data_file import read_data
+from ..errors import MethodError, SceneError
+from ..lora_ref import Data
+from .jobs import Job, suite_jobs
+from .report import Row, compared, report
+from .suites import Size
+
+FOLDER = Path(__file__).parent / "ablations"
+DEFAULT = "default"
+
+
+class Ablation(Data):
+    """What is compared.
+
+    Attributes:
+        method: of which.
+        suite: on whose report scenes.
+        variants: settings by the variant's name; `default` has none and is what the others are
+            compared with.
+    """
+
+    method: str
+    suite: str
+    variants: Annotated[dict[str, dict[str, Any]], Field(min_length=2)]
+
+
+@cache
+def ablation_names() -> tuple[str, ...]:
+    """Of those that ship."""
+    return tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
+
+
+def read_ablation(name: str) -> Ablation:
+    """One that ships, by its name, or one of a file, by its path.
+
+    Raises:
+        MethodError: no such ablation.
+        SceneError: something is wrong with the file.
+    """
+    path = FOLDER / f"{name}.yaml" if name in ablation_names() else Path(name)
+    if not path.is_file():
+        raise MethodError(f"no ablation {name!r}; there are: {', '.join(ablation_names())}")
+    try:
+        found = Ablation.model_validate(read_data(path))
+    except SceneError as error:
+        raise SceneError(f"{path}: {error}") from None
+    if found.variants.get(DEFAULT) != {}:
+        raise SceneError(f"{path}: an ablation has a variant {DEFAULT!r} without settings")
+    return found
+
+
+def ablation_jobs(
+    ablation: Ablation, size: Size = "full", *, steps: int = 50, first: int | None = None
+) -> dict[str, list[Job]]:
+    """By variant its jobs.
+
+    Raises:
+        MethodError: an unknown suite, method or setting.
+    """
+    return {
+        name: suite_jobs(
+            ablation.suite, [ablation.method], size, steps=steps, first=first,
+            settings={ablation.method: settings},
+        )
+        for name, settings in ablation.variants.items()
+    }  # fmt: skip
+
+
+def ablation_report(jobs: Mapping[str, Sequence[Job]], folder: Path) -> dict[str, Row]:
+    """By variant what `report` says, and its difference to the default, paired by scene-seed.
+
+    Variants of which nothing is finished are left out.
+
+    Raises:
+        NothingFinished: of the default.
+        SceneError: a file of results is damaged.
+    """
+    rows = {}
+    report(jobs[DEFAULT], folder)  # raises where there is nothing to compare with
+    for name, own in jobs.items():
+        found = compared({name: own, DEFAULT: jobs[DEFAULT]}, folder, DEFAULT)
+        if found[name]["scenes"]:
+            rows[name] = found[name]
+    return rows

@@ -1,0 +1,80 @@
+"""How far the papers' scores say what the judge says, picture by picture."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import mannwhitneyu, spearmanr
+
+from ..miniature.scoring import SCORES
+from .jobs import Job
+from .report import FAILURES, NothingFinished, finished_rows
+
+Row = Mapping[str, Any]
+RESAMPLES = 2000
+
+
+def agreement(jobs: Sequence[Job], folder: Path) -> dict[str, dict[str, Any]]:
+    """By score what it knows of the judge's findings, over all pictures of some jobs together.
+
+    Of scores over concepts the least is taken, as in the papers' "min"; a concept without an
+    instance counts as 0 for scores of instances.
+
+    `rank` is Spearman's correlation with the share of the concepts that are right, with a 95 %
+    bootstrap interval over the pictures. `missing` to `blended` is the probability that a picture
+    in which all is right has a higher score than one with such a failure: 1 if the score always
+    sees it, .5 if it is blind; None without such pictures. `pictures` counts each kind.
+
+    Raises:
+        NothingFinished: no job has been scored.
+        SceneError: a file of results is damaged.
+    """
+    rows = [row for row in finished_rows(jobs, folder) if "scores" in row]
+    if not rows:
+        raise NothingFinished(
+            f"no picture of this is scored in {folder}; use `loraweave bench run`"
+        )
+    outcomes = [[row["outcomes"][name] for name in row["job"]["names"]] for row in rows]
+    right = np.array([own.count("right") / len(own) for own in outcomes])
+    found: dict[str, dict[str, Any]] = {}
+    for name, score in _scores().items():
+        values = np.array([score(row) for row in rows])
+        good = values[right == 1]
+        found[name] = _rank(values, right)
+        for failure in FAILURES:
+            bad = values[[failure in own for own in outcomes]]
+            found[name][failure] = _above(good, bad)
+    kinds = {failure: sum(failure in own for own in outcomes) for failure in FAILURES}
+    found["pictures"] = {"all": len(rows), "right": int((right == 1).sum()), **kinds}
+    return found
+
+
+def _scores() -> dict[str, Callable[[Row], float]]:
+    def least(kind: str) -> Callable[[Row], float]:
+        return lambda row: min(row["scores"][kind].get(n, 0.0) for n in row["job"]["names"])
+
+    return {"clip_t": lambda row: row["scores"]["clip_t"], **{kind: least(kind) for kind in SCORES}}
+
+
+def _rank(values: np.ndarray, right: np.ndarray) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    chosen = rng.integers(len(values), size=(RESAMPLES, len(values)))
+    again = [_spearman(values[i], right[i]) for i in chosen]
+    low, high = np.percentile(again, (2.5, 97.5))
+    return {
+        "rank": round(_spearman(values, right), 4),
+        "rank_ci": [round(float(low), 4), round(float(high), 4)],
+    }
+
+
+def _spearman(values: np.ndarray, right: np.ndarray) -> float:
+    if np.ptp(values) == 0 or np.ptp(right) == 0:
+        return 0.0  # nothing to agree on
+    return float(spearmanr(values, right)[0])  # type: ignore[arg-type]
+
+
+def _above(good: np.ndarray, bad: np.ndarray) -> float | None:
+    if not len(good) or not len(bad):
+        return None
+    return round(float(mannwhitneyu(good, bad)[0]) / (len(good) * len(bad)), 4)

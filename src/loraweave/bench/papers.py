@@ -1,0 +1,140 @@
+"""Tables in the layout of the papers', ours and theirs side by side, never mixed.
+
+What the papers state is in `papers.yaml`. Their figures are of other models, LoRAs and pictures, so
+columns of the two sides cannot be compared with one another; the order of methods within each can.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, StringConstraints
+
+from ..data_file import read_data
+from ..lora_ref import Data
+from .tables import Row
+
+FILE = Path(__file__).parent / "papers.yaml"
+OURS = "ours"
+Figure = Annotated[str, StringConstraints(min_length=1)] | tuple[float, float]
+
+
+class PaperTable(Data):
+    """One table of a paper.
+
+    Attributes:
+        title: what it is about.
+        suites: whose results stand for it here; several are taken together.
+        rows: what is measured, by key, and how the table calls it.
+        figures: by the paper's name of a method its figures (mean and spread, or as it writes
+            them), and as `ours` the method of that name here; without it there is none here yet.
+    """
+
+    title: str
+    suites: Annotated[list[str], Field(min_length=1)]
+    rows: dict[str, str]
+    figures: dict[str, dict[str, Figure]]
+
+    @property
+    def ours(self) -> list[str]:
+        """The methods of the table that exist here."""
+        return [str(own[OURS]) for own in self.figures.values() if OURS in own]
+
+
+class Paper(Data):
+    """What a paper states.
+
+    Attributes:
+        title: name, number, and what its figures are of.
+        tables: by the number that the paper gives them.
+    """
+
+    title: str
+    tables: dict[str, PaperTable]
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A table as text.
+
+    Attributes:
+        title: above it.
+        head: of the columns; the first is of the rows' names.
+        lines: one for each row.
+    """
+
+    title: str
+    head: list[str]
+    lines: list[list[str]]
+
+
+@cache
+def read_papers() -> dict[str, Paper]:
+    """All papers by name."""
+    return {name: Paper.model_validate(paper) for name, paper in read_data(FILE).items()}
+
+
+def paper_tables() -> dict[str, tuple[Paper, PaperTable]]:
+    """All tables by paper and number, `clora 1a`."""
+    return {
+        f"{name} {number}": (paper, table)
+        for name, paper in read_papers().items()
+        for number, table in paper.tables.items()
+    }
+
+
+def side_by_side(paper: Paper, table: PaperTable, ours: Mapping[str, Row]) -> Cells:
+    """A paper's table with what is measured here in the first columns.
+
+    Args:
+        paper, table: of `paper_tables`.
+        ours: by method its row of `report`, of the table's suites.
+    """
+    here = {label: figures.get(OURS) for label, figures in table.figures.items()}
+    named = {f"{label} (here)": ours.get(str(method), {}) for label, method in here.items()}
+    others = {f"{m} (here)": row for m, row in ours.items() if m not in here.values()}
+    columns = named | others
+    head = ["", *columns, *(f"{label} (paper)" for label in table.figures)]
+    lines = []
+    for key, label in table.rows.items():
+        own = [_measured(key, row) for row in columns.values()]
+        theirs = [_stated(figures.get(key)) for figures in table.figures.values()]
+        lines.append([label, *own, *theirs])
+    scenes = max((row["scenes"] for row in ours.values()), default=0)
+    title = (
+        f"{table.title}. Here: on the miniature, {scenes} scene-seeds, mean [95 % interval]; "
+        f"paper: {paper.title}, mean ± spread"
+    )
+    return Cells(title, head, lines)
+
+
+def _measured(key: str, row: Row) -> str:
+    cost = row.get("cost", {})
+    if not row:
+        return ""
+    if key == "community":  # every method that exists here reads ordinary LoRA files
+        return "yes"
+    if key == "gigabytes":
+        return f"{cost['peak_mib'] / 1024:.2f}" if "peak_mib" in cost else ""
+    if key in ("seconds", "calls"):
+        return f"{cost[key]:.1f}" if key in cost else ""
+    if key == "clip_t_score":
+        return _interval(row, "clip_t", 2.5)
+    if f"{key}_ci" in row:
+        return _interval(row, key)
+    return f"{row[key]:.3f}" if key in row else ""
+
+
+def _interval(row: Row, key: str, times: float = 1.0) -> str:
+    if key not in row:
+        return ""
+    low, high = row[f"{key}_ci"]
+    return f"{times * row[key]:.3f} [{times * low:.3f}, {times * high:.3f}]"
+
+
+def _stated(figure: Any) -> str:
+    if figure is None:
+        return ""
+    return figure if isinstance(figure, str) else f"{figure[0]:.3f} ± {figure[1]:.3f}"

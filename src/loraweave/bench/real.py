@@ -1,0 +1,227 @@
+"""Jobs on a real base model, by a manifest, and what draws them.
+
+Their pictures are kept; scores and outcomes are measured with the encoders and the segmenter that
+are named, while the picture is at hand.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import __version__
+from ..api import compose
+from ..detect import Segmenter, get_segmenter
+from ..errors import MethodError, SceneError
+from ..evaluate.encoders import Clip, Dino
+from ..evaluate.memory import peak_memory
+from ..evaluate.pictures import known_features
+from ..evaluate.scores import Scorer, features_of
+from ..evaluate.similarity import instances_of
+from ..evaluate.verdicts import verdicts
+from ..loading import load
+from ..lora.file import read_lora
+from ..methods import METHODS, get_method
+from ..miniature.judged import Judged, own_settings, wants_regions
+from ..miniature.scene_judge import Findings
+from ..output import ComposeOutput
+from ..prompt import pass_prompt
+from ..scene import Scene
+from .manifests import check, read_manifest
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What pictures of a real base are drawn and measured with; paths are those of every worker.
+
+    Attributes:
+        base: folder or file of the base model.
+        dtype: a name of `DTYPES`.
+        clip, dino: folders of encoders, for scores.
+        references: folder from `loraweave references`; each concept has one in it.
+        segmenter: for scores of instances and outcomes, with folders of its models.
+        allow_pickle: read LoRA files that are pickles, too.
+    """
+
+    base: str
+    dtype: str = "float32"
+    clip: str | None = None
+    dino: str | None = None
+    references: str | None = None
+    segmenter: str | None = None
+    segmenter_models: tuple[str, ...] = ()
+    allow_pickle: bool = False
+
+
+@dataclass(frozen=True)
+class RealJob:
+    """One picture of a manifest's scene; see `jobs.Job`."""
+
+    suite: str
+    scene: Scene
+    method: str
+    settings: Mapping[str, Any]
+    loras: Mapping[str, str]
+    package: str
+    setting: Setting
+    device: str = "cpu"
+
+    @property
+    def scene_key(self) -> str:
+        """The same for the same scene of the same suite, by whatever method."""
+        return f"{self.suite} {self.scene.prompt} {self.scene.seed}"
+
+    @property
+    def label(self) -> str:
+        """The scene in words."""
+        return f"{self.scene.prompt!r}, seed {self.scene.seed}"
+
+    @property
+    def key(self) -> str:
+        """The first 16 hexadecimal digits of SHA-256 of the description."""
+        text = json.dumps(self.description(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def pictures(self) -> list[str]:
+        """Names of its pictures' files."""
+        return [f"{self.key}.png"]
+
+    def description(self) -> dict[str, Any]:
+        """Plain data for JSON. Where files are on a machine is left out: hashes say which."""
+        own = {name: lora.model_dump(mode="json", exclude={"path"})
+               for name, lora in self.scene.loras.items()}  # fmt: skip
+        return {
+            "suite": self.suite, "method": self.method, "settings": dict(self.settings),
+            "scene": {**self.scene.model_dump(mode="json"), "loras": own},
+            "names": [concept.name for concept in self.scene.concepts],
+            "loras": dict(self.loras), "package": self.package, "device": self.device,
+            "setting": {**asdict(self.setting), "base": Path(self.setting.base).name},
+        }  # fmt: skip
+
+    def drawer(self) -> "RealDrawer":
+        """What draws this job, and others of its setting."""
+        return RealDrawer(self.setting, self.device)
+
+
+def real_jobs(
+    manifest: str, methods: Sequence[str], setting: Setting, lora_dir: Path,
+    data: Path | None = None, *, settings: Mapping[str, Mapping[str, Any]] | None = None,
+    first: int | None = None, device: str = "cpu",
+) -> list[RealJob]:  # fmt: skip
+    """The jobs of a manifest, scene by scene.
+
+    Raises:
+        MethodError: no such manifest, method or setting.
+        SceneError: something is wrong with the manifest or its data, or LoRAs are missing.
+    """
+    name, read = read_manifest(manifest)
+    scenes, faults = check(read, lora_dir, data)
+    if faults:
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise SceneError(f"{next(iter(faults.values()))}{more}; see `loraweave bench check {name}`")
+    scenes = scenes[:first]
+    own = {}
+    for method in methods:
+        if method not in METHODS:
+            raise MethodError(f"no method {method!r}; there are: {', '.join(METHODS)}")
+        for placed in {bool(scene.regions) for scene in scenes}:
+            chosen = own_settings(method, (settings or {}).get(method), placed)
+            own[method, placed] = get_method(method, chosen).settings.model_dump(mode="json")
+    paths = {str(lora.path) for scene in scenes for lora in scene.loras.values()}
+    hashes = {path: read_lora(Path(path), setting.allow_pickle).sha256 for path in paths}
+    return [
+        RealJob(
+            name, scene if wants_regions(method) else scene.replace(regions={}, prompts={}), method,
+            own[method, bool(scene.regions)],
+            {n: hashes[str(lora.path)] for n, lora in scene.loras.items()}, __version__, setting,
+            device,
+        )
+        for scene in scenes
+        for method in methods
+    ]  # fmt: skip
+
+
+class RealDrawer:
+    """Draws and measures jobs of one setting.
+
+    Args:
+        setting: see `Setting`.
+        device: where everything works.
+    """
+
+    def __init__(self, setting: Setting, device: str):
+        self.setting, self.device = setting, device
+        self.pipe = load(setting.base, dtype=DTYPES[setting.dtype], device=device)
+        self._known: dict[tuple, Mapping[str, Any]] = {}
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        """Without references."""
+        clip, dino = self.setting.clip, self.setting.dino
+        return Scorer(
+            Clip(clip, self.device) if clip else None, Dino(dino, self.device) if dino else None
+        )
+
+    @cached_property
+    def segmenter(self) -> Segmenter | None:
+        """That finds instances, if one is named."""
+        if self.setting.segmenter is None:
+            return None
+        folders = [Path(folder) for folder in self.setting.segmenter_models]
+        return get_segmenter(self.setting.segmenter, *folders, device=self.device)
+
+    def finish(self, job: RealJob) -> Judged:
+        """One picture, drawn and measured."""
+        with peak_memory(self.device) as memory:
+            output = self.draw(job)
+        cost = {k: round(output.info[k], 3) for k in ("seconds", "calls", "rows", "backward_rows")}
+        if memory.mib is not None:
+            cost["peak_mib"] = memory.mib
+        return Judged([output], self._findings(job, output.images[0]), cost)
+
+    def draw(self, job: RealJob) -> ComposeOutput:
+        """Its picture alone."""
+        return compose(
+            self.pipe, job.scene, method=job.method, settings=dict(job.settings),
+            progress=False, allow_pickle=self.setting.allow_pickle,
+        )  # fmt: skip
+
+    def _findings(self, job: RealJob, image: Any) -> Findings:
+        nouns = {concept.name: concept.noun for concept in job.scene.concepts}
+        known = self._features(nouns)
+        scorer = Scorer(self.scorer.clip, self.scorer.dino, known)
+        text = pass_prompt(job.scene.parsed, ()).text
+        made = scorer.scores(image, text, nouns, self.segmenter if known else None)
+        scores: dict[str, Any] = {}
+        for name, like in made.items():
+            scores[name] = like["cosine"] if name == "clip_t" else dict(like["by_concept"])
+        outcomes: dict[str, str] = {}
+        kind = next((k for k in ("instance_dino", "instance_clip_i") if k in known), None)
+        if kind is not None and self.segmenter is not None:
+            encoder = scorer.encoders[kind.removeprefix("instance_")]
+            each = {n: instances_of(image, n, self.segmenter) for n in set(nouns.values())}
+            cut = features_of({noun: images for noun, images in each.items() if images}, encoder)
+            outcomes = verdicts(cut, nouns, {name: known[kind][name] for name in nouns})
+        return Findings(outcomes, scores=scores)
+
+    def _features(self, nouns: Mapping[str, str]) -> Mapping[str, Any]:
+        """Of the references of some concepts, each read once."""
+        if self.setting.references is None:
+            return {}
+        folder = Path(self.setting.references)
+        merged: dict[str, dict] = {}
+        for item in nouns.items():
+            if item not in self._known:
+                own = dict([item])
+                self._known[item] = known_features(self.scorer, folder, own, self.segmenter)
+            for score, features in self._known[item].items():
+                merged.setdefault(score, {}).update(features)
+        return merged

@@ -1,0 +1,51 @@
+"""Arguments that several commands of `bench` share."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from . import options
+from .for_each import by_method
+
+SIZES = ("quick", "full")
+
+Suite = Annotated[str, typer.Argument(help="A name of `bench suites`, or a suite's file.")]
+Methods = Annotated[
+    str, typer.Option(help="Names with commas; base, alone and true_masks are yardsticks.")
+]
+Size = Annotated[
+    Literal["quick", "full"],
+    typer.Option(help="Mostly 30 or 40 scene-seeds; see `bench suites`."),
+]
+Split = Annotated[
+    Literal["report", "tuning"],
+    typer.Option(help="Choose settings on tuning scenes, report on the others."),
+]
+Steps = Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps.")]
+Results = Annotated[Path, typer.Option("--results", help="Folder of the results.")]
+First = Annotated[
+    int | None,
+    typer.Option("--scenes", min=1, help="The first so many scene-seeds only.", show_default="all"),
+]
+Format = Annotated[
+    Literal["table", "markdown", "latex", "csv"], typer.Option("--format", help="What to print.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="METHOD.KEY=VALUE", help="A setting of one method; repeatable."),
+]
+Workers = Annotated[int, typer.Option(min=1, help="How many jobs at a time.")]
+Data = Annotated[Path | None, typer.Option(help="Folder of a manifest's data files.")]
+
+
+def names_of(methods: str) -> list[str]:
+    """Names with commas between them."""
+    return list(dict.fromkeys(name.strip() for name in methods.split(",")))
+
+
+def settings_of(names: list[str], settings: list[str] | None) -> dict[str, dict[str, Any]]:
+    """What `--set METHOD.KEY=VALUE` says, by method."""
+    from ..miniature.judged import YARDSTICKS
+
+    return by_method(names, options.read_settings(settings), YARDSTICKS)

@@ -1,0 +1,184 @@
+"""What results say: agreement, ablations, searches, the papers' tables, one page."""
+
+import json
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options
+from .bench_options import First, Format, Results, Size, Steps, Workers, names_of
+
+
+def agreement(
+    suites: Annotated[
+        list[str] | None, typer.Argument(help="Suites.", show_default="all with results")
+    ] = None,
+    size: Size = "full",
+    results: Results = Path("results"),
+    as_json: options.AsJson = False,
+) -> None:
+    """How far the papers' scores say what the judge says, over all pictures with scores."""
+    from ..bench import agreement as of
+    from ..bench import finished, suite_jobs
+    from .report import show_table
+
+    there = finished(results)
+    named = {suite: there.get(suite, []) for suite in suites or there}
+    jobs = [job for suite, names in named.items() for job in suite_jobs(suite, names, size)]
+    found = of(jobs, results)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    counts = found.pop("pictures")
+    kinds = ["missing", "duplicated", "swapped", "blended"]
+    lines = [
+        [name, f"{row['rank']:.2f} [{row['rank_ci'][0]:.2f}, {row['rank_ci'][1]:.2f}]",
+         *("" if row[kind] is None else f"{row[kind]:.2f}" for kind in kinds)]
+        for name, row in found.items()
+    ]  # fmt: skip
+    lines.append(["pictures", str(counts["all"]), *(str(counts[kind]) for kind in kinds)])
+    show_table(["score", "rank correlation", *kinds], *lines)
+
+
+def ablation(
+    name: Annotated[str, typer.Argument(help="clora, or a file with method, suite, variants.")],
+    run_first: Annotated[
+        bool, typer.Option("--run", help="Draw what is not finished yet, first.")
+    ] = False,
+    size: Size = "full",
+    steps: Steps = 50,
+    scenes: First = None,
+    results: Results = Path("results/ablation"),
+    workers: Workers = 1,
+    chart: Annotated[Path | None, typer.Option(help="Also write a chart (PNG).")] = None,
+    form: Format = "table",
+    as_json: options.AsJson = False,
+) -> None:
+    """One method with its settings changed one after the other, against its default."""
+    from ..bench import run_jobs, tables
+    from ..bench.ablation import DEFAULT, ablation_jobs, ablation_report, read_ablation
+    from ..bench.page import ablation_chart
+    from ..files import write_atomically
+    from ..output import check_output_path
+    from .report import show_table
+
+    if chart is not None:
+        check_output_path(chart)
+    read = read_ablation(name)
+    jobs = ablation_jobs(read, size, steps=steps, first=scenes)
+    failed = []
+    if run_first:
+        each = [job for own in zip(*jobs.values()) for job in own]
+        failed = run_jobs(each, results, workers=workers)["failed"]
+    rows = ablation_report(jobs, results)
+    title = f"{read.method} on {read.suite}, one setting at a time"
+    if chart is not None:
+        write_atomically(chart, ablation_chart(rows, title, DEFAULT))
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+    elif form == "table":
+        show_table(*tables.cells(rows), title=title)
+    else:
+        written = {"markdown": tables.markdown, "latex": tables.latex,
+                   "csv": tables.comma_separated}  # fmt: skip
+        typer.echo(written[form]({title: rows}), nl=False)
+    for job in failed:
+        typer.echo(f"failed: {job['method']}, {job['scene']}: {job['fault']}", err=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+def tune(
+    method: Annotated[str, typer.Argument(help="Whose settings are searched.")],
+    search: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=LOW:HIGH[:log] | KEY=A,B", help="What to search; repeatable."),
+    ] = None,
+    suite: Annotated[str, typer.Option(help="Whose tuning scenes are searched.")] = "pairs",
+    trials: Annotated[int, typer.Option(min=1, help="Settings that are tried.")] = 20,
+    scenes: Annotated[int, typer.Option(min=1, help="Scene-seeds of each.")] = 12,
+    steps: Steps = 50,
+    results: Annotated[Path, typer.Option("--results", help="Folder of the results.")] = Path(
+        "results/tuning"
+    ),
+    workers: Workers = 1,
+    as_json: options.AsJson = False,
+) -> None:
+    """Search a method's settings on tuning scenes, and report on others what they are worth."""
+    from ..bench.tune import read_search, tune
+    from ..progress import silence_libraries
+    from .report import show_values
+
+    given = {key: text for key, _, text in (item.partition("=") for item in search or ())}
+    silence_libraries()
+    found = tune(
+        method, read_search(method, given), results, suite=suite, trials=trials, scenes=scenes,
+        steps=steps, workers=workers,
+    )  # fmt: skip
+    typer.echo(json.dumps(found, indent=2)) if as_json else show_values(found)
+
+
+def page(
+    out: Annotated[Path, typer.Argument(help="An .html file.")],
+    size: Size = "full",
+    results: Results = Path("results"),
+) -> None:
+    """Everything that RESULTS say, with charts, as one HTML page."""
+    from ..bench.page import page as made
+    from ..errors import SceneError
+    from ..files import write_atomically
+
+    if out.suffix.lower() != ".html" or not out.parent.is_dir():
+        raise SceneError(f"cannot write {out}; give the name of an .html file in a folder")
+    write_atomically(out, made(results, size).encode())
+    typer.echo(f"written to {out}")
+
+
+def papers(
+    tables: Annotated[
+        list[str] | None,
+        typer.Argument(help="1a, 1b, 2 or 3 of CLoRA's paper.", show_default="all"),
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Names with commas.", show_default="the papers'")
+    ] = None,
+    size: Size = "full",
+    results: Results = Path("results"),
+    form: Format = "table",
+    as_json: options.AsJson = False,
+) -> None:
+    """The papers' tables in their layout: ours from RESULTS, and beside it what they state."""
+    from ..bench import NothingFinished, suite_jobs
+    from ..bench import report as made
+    from ..bench.papers import paper_tables, side_by_side
+    from ..bench.tables import csv_text, latex_table, markdown_table
+    from ..errors import MethodError
+    from .report import show_table
+
+    known = paper_tables()
+    written = {"markdown": markdown_table, "csv": csv_text}
+    shown = {}
+    for name in [name if " " in name else f"clora {name}" for name in tables or known]:
+        if name not in known:
+            raise MethodError(f"no table {name!r}; there are: {', '.join(known)}")
+        table, ours = known[name][1], {}
+        for method in names_of(methods) if methods else table.ours:
+            jobs = [job for suite in table.suites for job in suite_jobs(suite, [method], size)]
+            with suppress(NothingFinished):
+                ours |= made(jobs, results)
+        shown[name] = side_by_side(*known[name], ours)
+    if as_json:
+        typer.echo(json.dumps({name: asdict(cells) for name, cells in shown.items()}, indent=2))
+        return
+    for name, cells in shown.items():
+        title = f"{name}: {cells.title}"
+        if form == "table":
+            show_table(cells.head, *cells.lines, title=title)
+        elif form == "latex":
+            typer.echo(latex_table(title, cells.head, cells.lines) + "\n")
+        else:
+            heading = f"### {title}\n\n" if form == "markdown" else f"# {title}\n"
+            typer.echo(heading + written[form](cells.head, cells.lines) + "\n", nl=False)

@@ -1,0 +1,85 @@
+"""All of the papers' scores of a picture at once."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from ..detect import Segmenter
+from ..errors import SceneError
+from .encoders import Clip, Dino
+from .similarity import Encoder, instance_similarity, instances_of, to_references, to_text
+
+Features = Mapping[str, Float[Tensor, "R D"]]
+"""Of each concept's references. Where only means over all of them are asked for, as here, the mean
+of their unit vectors (R = 1) says the same."""
+
+
+def features_of(images: Mapping[str, Sequence[Image.Image]], encoder: Encoder) -> Features:
+    """Of some pictures for each concept."""
+    return {name: encoder.images(own) for name, own in images.items()}
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """What measures pictures.
+
+    Attributes:
+        clip, dino: encoders, each of which may be left out.
+        known: features of references by score: `clip_i` and `dino`, and of instances in them
+            `instance_clip_i` and `instance_dino`; without any there is `clip_t` alone.
+    """
+
+    clip: Clip | None = None
+    dino: Dino | None = None
+    known: Mapping[str, Features] = field(default_factory=dict)
+
+    @property
+    def encoders(self) -> dict[str, Encoder]:
+        """By the score that they give."""
+        named: dict[str, Encoder | None] = {"clip_i": self.clip, "dino": self.dino}
+        return {name: one for name, one in named.items() if one is not None}
+
+    def scores(
+        self, image: Image.Image, text: str, nouns: Mapping[str, str],
+        segmenter: Segmenter | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Of one picture.
+
+        Args:
+            image: the picture.
+            text: its prompt with plain nouns.
+            nouns: of its concepts, by name.
+            segmenter: that finds instances; without one there are no scores of them.
+
+        Raises:
+            SceneError: a concept without references, or a noun that cannot be looked for.
+        """
+        scores: dict[str, Any] = {}
+        features = {name: one.images([image])[0] for name, one in self.encoders.items()}
+        if self.clip is not None:
+            whole = {} if self.clip.fits(text) else {"truncated": True}
+            like = to_text(features["clip_i"], self.clip.texts([text])[0])
+            scores["clip_t"] = {**like, **whole}
+        cut: dict[str, list[Image.Image]] = {}
+        if segmenter is not None:
+            each = {n: instances_of(image, n, segmenter) for n in dict.fromkeys(nouns.values())}
+            cut = {noun: images for noun, images in each.items() if images}
+        for name, encoder in self.encoders.items():
+            if name in self.known:
+                scores[name] = to_references(features[name], self._of(name, nouns)).as_dict()
+            instance = f"instance_{name}"
+            if segmenter is not None and instance in self.known:
+                found = features_of(cut, encoder)
+                like = instance_similarity(found, nouns, self._of(instance, nouns))
+                scores[instance] = like.as_dict()
+        return scores
+
+    def _of(self, score: str, names: Mapping[str, str]) -> Features:
+        known = self.known[score]
+        if strangers := [name for name in names if name not in known]:
+            raise SceneError(f"no reference picture of {strangers[0]!r}")
+        return {name: known[name] for name in names}

@@ -1,0 +1,97 @@
+"""The papers' scores with the encoders and references that ship with the miniature.
+
+Of the references only means are kept: the mean cosine with unit vectors is the product with their
+mean, so nothing is lost (`loraweave evaluate` with the pictures themselves says the same).
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool
+from PIL import Image
+from safetensors.torch import load_file
+
+from ..detect.components import left_to_right
+from ..errors import ModelNotFound, SceneError
+from ..evaluate.encoders import Clip, Dino
+from ..evaluate.scores import Features, Scorer
+from .judge import Judge
+from .shipped import WEIGHTS, lora_file, lora_names
+
+CLIP, DINO = WEIGHTS / "clip", WEIGHTS / "dino"
+REFERENCES = WEIGHTS / "references.safetensors"
+"""`SCORE.CONCEPT`: (1, D), the mean of the references' unit vectors."""
+SCORES = ("clip_i", "dino", "instance_clip_i", "instance_dino")
+
+
+class Looking:
+    """The judge as a segmenter for pictures of some subjects.
+
+    Args:
+        judge: that looks.
+        wanted: how many of each class there should be.
+    """
+
+    def __init__(self, judge: Judge, wanted: Mapping[str, int]):
+        self.judge, self.wanted = judge, dict(wanted)
+
+    def find(self, image: Image.Image, noun: str) -> list[Bool[np.ndarray, "h w"]]:
+        """Masks of the instances of a class, from left to right."""
+        found = self.judge.found(image, sum(self.wanted.values()), self.wanted)
+        return left_to_right([mask for kind, mask in found if kind == noun])
+
+
+@cache
+def load_scorer() -> Scorer:
+    """What scores pictures of the miniature's concepts; it works on the processor.
+
+    Raises:
+        ModelNotFound: this installation came without encoders.
+    """
+    if not REFERENCES.is_file():
+        raise ModelNotFound(f"no {REFERENCES}; make it with `loraweave miniature train`")
+    known: dict[str, dict] = {score: {} for score in SCORES}
+    for key, mean in load_file(REFERENCES).items():
+        score, _, name = key.partition(".")
+        known[score][name] = mean
+    return Scorer(Clip(CLIP), Dino(DINO), known)
+
+
+def shipped_references(hashes: Mapping[str, str]) -> Mapping[str, Features]:
+    """References of concepts by LoRAs that ship.
+
+    Args:
+        hashes: by concept the SHA-256 of its LoRA's file.
+
+    Raises:
+        SceneError: a LoRA that does not ship, or is no concept.
+        ModelNotFound: see `load_scorer`.
+    """
+    known = load_scorer().known
+    names = {hashlib.sha256(lora_file(n).read_bytes()).hexdigest(): n for n in lora_names()}
+    found: dict[str, dict] = {score: {} for score in SCORES}
+    for concept, sha256 in hashes.items():
+        name = names.get(sha256)
+        if name is None or name not in known["clip_i"]:
+            raise SceneError(
+                f"{concept!r} has no LoRA of a concept that ships with the miniature; draw its "
+                "references with `loraweave references`"
+            )
+        for score in SCORES:
+            found[score][concept] = known[score][name]
+    return found
+
+
+def references_version(weights: Path, names: Sequence[str]) -> str:
+    """A hash over what the references of some concepts are made with; their file says it, too."""
+    paths = [p for part in ("base", "clip", "dino") for p in sorted((weights / part).rglob("*"))]
+    paths += [weights / "judge" / name for name in ("judge.json", "segmenter.safetensors")]
+    paths += [weights / "loras" / f"{name}.safetensors" for name in names]
+    digest = hashlib.sha256()
+    for path in (path for path in paths if path.is_file()):
+        own = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest.update(f"{path.relative_to(weights)} {own}".encode())
+    return digest.hexdigest()
