@@ -10,7 +10,7 @@ import loraweave
 from loraweave import MethodError, SceneError
 from loraweave.cli import app
 from loraweave.layout.auto import LEAST_SIDE, boxes_of
-from loraweave.layout.boxes import intersection_over_union, tight_box
+from loraweave.layout.boxes import containment, intersection_over_union, tight_box
 from loraweave.output import picture_record
 from loraweave.scene import scene_from_dict
 from prepared import PROMPT
@@ -51,6 +51,9 @@ def test_only_the_strongest_piece_counts():
 
 def test_boxes_and_their_overlap():
     assert intersection_over_union((0, 0, 1, 1), (0.5, 0, 1, 1)) == 0.5
+    assert containment((0, 0, 1, 1), (0.5, 0, 1, 1)) == 0.5
+    assert containment((0.5, 0, 1, 1), (0, 0, 1, 1)) == 1
+    assert containment((0, 0, 0.5, 1), (0.5, 0, 1, 1)) == 0
     assert intersection_over_union((0, 0, 0.5, 1), (0.5, 0, 1, 1)) == 0
     assert intersection_over_union((0, 0, 0.5, 0.5), (0.25, 0.25, 0.75, 0.75)) == pytest.approx(
         1 / 7

@@ -179,11 +179,19 @@ def test_damaged_results_are_not_overwritten(jobs, tmp_path):
         (("pears", ["merge"]), "no suite 'pears'.*there are: accessory"),
         (("pairs", ["merge"], "huge"), "no size 'huge'"),
         (("pairs", ["mergee"]), "no method 'mergee'"),
+        (("pairs", ["no.yaml"]), "no method 'no.yaml'"),
     ],
 )
 def test_unknown_names(given, message):
     with pytest.raises(MethodError, match=message):
         suite_jobs(*given)
+
+
+def test_boxes_that_scenes_do_not_have_are_missed_before_anything_is_drawn():
+    regions = {"lora_composer": {"layout": "regions"}}
+    with pytest.raises(MethodError, match="the scenes of pairs have no boxes, which lora_comp"):
+        suite_jobs("pairs", ["lora_composer"], settings=regions)
+    assert suite_jobs("boxes2", ["lora_composer"], settings=regions)
 
 
 def test_nothing_to_report(jobs, tmp_path):
@@ -229,7 +237,7 @@ def test_placed_scenes_are_reported_with_their_places(tmp_path):
     run_jobs(jobs, tmp_path)
     table = report(jobs, tmp_path, against="merge")
     for rates in table.values():
-        for key in ("in_place", "layout_iou", "likeness"):
+        for key in ("in_place", "layout_iou", "containment", "likeness"):
             low, high = rates[f"{key}_ci"]
             assert 0 <= low <= rates[key] <= high <= 1
     assert set(table["masked"]["minus_merge"]) == {

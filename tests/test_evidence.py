@@ -173,7 +173,16 @@ def test_pictures_are_kept_and_checked(tmp_path):
     assert read_png_record(picture)["scene"]["prompt"] == merge.scene.prompt
     assert len(picture_files(tmp_path, alone)) == 2
     assert all(path.is_file() for path in picture_files(tmp_path, alone))
+    sheet = tmp_path / "grid.png"
+    few = ["--size", "quick", "--steps", 1, "--scenes", 1, "--results", tmp_path]
+    told("grid", "pairs", sheet, "--methods", "merge", *few)
+    with Image.open(sheet) as image:
+        assert image.width > 2 * 128
+    out = bench("grid", "pairs", sheet, "--methods", "clora", *few)
+    assert out.exit_code == 2
+    assert "no picture at" in out.stderr
     picture.write_bytes(picture.read_bytes()[:200])
+    assert "cannot read" in bench("grid", "pairs", sheet, "--methods", "merge", *few).stderr
     with pytest.raises(SceneError, match="cannot read the picture"):
         run_jobs(jobs, tmp_path, keep=True)
     assert run_jobs(jobs, tmp_path)["found"] == 2, "without pictures nobody asks"

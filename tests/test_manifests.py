@@ -186,13 +186,18 @@ def test_a_run_on_a_base_of_ones_own(
     assert "cannot read the picture" in broken.stderr
 
 
-def test_what_a_run_needs(tmp_path):
+def test_what_a_run_needs(tmp_path, lora_files):
     (tmp_path / "own.yaml").write_text(OURS)
+    own = ["run", tmp_path / "own.yaml", "--lora-dir", lora_files["cat"].parent, "--base"]
     for words, message in (
         (["run", tmp_path / "own.yaml"], "needs --base and --lora-dir"),
         (["run", "pairs", "--base", "x"], "is drawn on the miniature; leave --base out"),
         (["run", tmp_path / "own.yaml", "--base", "x", "--lora-dir", tmp_path],
          "no LoRA 'cat' in"),
+        ([*own, "x"], "no base model at x"),
+        ([*own, tmp_path, "--clip", "nowhere"], "no CLIP model at"),
+        ([*own, tmp_path, "--dino", tmp_path], "measured against --references"),
+        ([*own, tmp_path, "--references", tmp_path], "no reference picture of 'cat'"),
         (["run", "clora", "--base", "x", "--lora-dir", tmp_path], "needs concepts.yaml"),
     ):  # fmt: skip
         out = bench(*words)

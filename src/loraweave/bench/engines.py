@@ -7,11 +7,13 @@ begun again, once.
 
 import logging
 import os
+import platform
 import signal
 from collections import Counter, deque
 from collections.abc import Generator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import cache
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple, Protocol
@@ -21,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import MethodError
 from ..miniature.judged import Judged
+from ..output import versions
 from ..progress import silence_libraries
 from .jobs import Job
 from .real import RealJob
@@ -82,10 +85,19 @@ class Worker:
             return Finished(job, None, f"{type(error).__name__}: {error}")
         cost = {**judged.cost, "threads": torch.get_num_threads()}
         result: dict[str, Any] = {
-            "job": job.description(), "cost": cost,
+            "job": job.description(), "cost": cost, "made": {**versions(), **_machine(job.device)},
             **{key: value for key, value in asdict(judged.findings).items() if value is not None},
         }  # fmt: skip
         return Finished(job, result, pictures=judged.files() if self.keep else ())
+
+
+@cache
+def _machine(device: str) -> dict[str, str]:
+    """What draws, in words."""
+    cores = f"{platform.machine()}, {os.cpu_count()} cores"
+    if torch.device(device).type == "cuda":
+        return {"machine": f"{torch.cuda.get_device_name(device)}; {cores}"}
+    return {"machine": cores}
 
 
 def here(jobs: Sequence[AnyJob], *how: bool) -> Generator[Finished]:

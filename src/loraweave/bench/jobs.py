@@ -88,7 +88,8 @@ class Job:
         """Plain data for JSON."""
         flat = {**asdict(self), **asdict(self.scene), "settings": dict(self.settings)}
         del flat["scene"], flat["placed"]  # whether it is placed the suite says
-        return {k: v for k, v in flat.items() if k not in LATER or v != LATER[k]}
+        told = {k: v for k, v in flat.items() if k not in LATER or v != LATER[k]}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in told.items()}
 
 
 class MiniatureDrawer:
@@ -142,6 +143,12 @@ def suite_jobs(
         raise MethodError(f"no size {size!r}; there are: {', '.join(SIZES)}")
     read = read_suite(suite)
     own = {m: _settings(m, (settings or {}).get(m, {}), read.placed) for m in methods}
+    for method, chosen in own.items():
+        if chosen.get("layout") == "regions" and not read.placed:
+            raise MethodError(
+                f"the scenes of {read.name} have no boxes, which {method} needs with "
+                "layout=regions; leave that out for strips, or take boxes2 to boxes5"
+            )
     chosen = read.drawn(size, split)[:first]
     versions = {scene: miniature_version(scene.loras) for scene in chosen}
     return [

@@ -17,10 +17,11 @@ import torch
 from .. import __version__
 from ..api import compose
 from ..detect import Segmenter, get_segmenter
-from ..errors import MethodError, SceneError
+from ..errors import MethodError, ModelNotFound, SceneError
 from ..evaluate.encoders import Clip, Dino
 from ..evaluate.memory import peak_memory
 from ..evaluate.pictures import known_features
+from ..evaluate.references import read_references
 from ..evaluate.scores import Scorer, features_of
 from ..evaluate.similarity import instances_of
 from ..evaluate.verdicts import verdicts
@@ -128,6 +129,7 @@ def real_jobs(
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise SceneError(f"{next(iter(faults.values()))}{more}; see `loraweave bench check {name}`")
     scenes = scenes[:first]
+    _check(setting, scenes)
     own = {}
     for method in methods:
         if method not in METHODS:
@@ -147,6 +149,21 @@ def real_jobs(
         for scene in scenes
         for method in methods
     ]  # fmt: skip
+
+
+def _check(setting: Setting, scenes: Sequence[Scene]) -> None:
+    """Raise for what would fail in every job: no base, no model, no references."""
+    folders = {"base model": setting.base, "CLIP model": setting.clip,
+               "DINO model": setting.dino}  # fmt: skip
+    named = [*folders.items(), *(("segmenter's model", path) for path in setting.segmenter_models)]
+    for what, path in named:
+        if path is not None and not Path(path).exists():
+            raise ModelNotFound(f"no {what} at {path}; models are not downloaded")
+    if setting.references is None and (setting.dino or setting.segmenter):
+        raise SceneError("DINO and failures are measured against --references; give their folder")
+    if setting.references is not None:
+        names = {concept.name for scene in scenes for concept in scene.concepts}
+        read_references(Path(setting.references), sorted(names))
 
 
 class RealDrawer:

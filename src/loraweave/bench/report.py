@@ -32,7 +32,8 @@ def report(jobs: Sequence[Job], folder: Path, against: str | None = None) -> dic
     share of pictures in which every concept is right, `right` that of the concepts, and `missing`
     to `blended` those of the concepts that fail so. Of scenes with boxes `in_place` is the share
     of the concepts that are right and keep their box at an intersection over union of .5,
-    `layout_iou` the mean of that overlap, `likeness` the mean cosine of an instance and its
+    `layout_iou` the mean of that overlap, `containment` the mean share of
+    an instance's box in the given one, `likeness` the mean cosine of an instance and its
     concept. `extra` is the share of what comes on top of the concepts (a style, a relation) that
     is right. `clip_t`, and `clip_i_min` to `instance_dino_max`, are the papers' scores, the latter
     over the concepts of a picture, of instances over those that were found. `cost` is a mean over
@@ -174,8 +175,11 @@ def _rates(rows: ByScene, missing: int) -> Row:
         rates |= {kind: round(outcomes.count(kind) / len(outcomes), 4) for kind in FAILURES}
     if all("places" in row for row in found):
         rates |= _with_interval("in_place", [_in_place(row) for row in found])
-        for kind, what in (("layout_iou", "places"), ("likeness", "likeness")):
-            rates |= _with_interval(kind, [mean(row[what].values()) for row in found])
+        for kind, what in (
+            ("layout_iou", "places"), ("containment", "contained"), ("likeness", "likeness"),
+        ):  # fmt: skip
+            if all(what in row for row in found):  # results before containment go without
+                rates |= _with_interval(kind, [mean(row[what].values()) for row in found])
     extras = [
         outcome == "right" for row in found
         for name, outcome in row["outcomes"].items() if name not in row["job"]["names"]

@@ -58,6 +58,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "blended": _percent("blended"),
     "extra": _percent("extra"),
     "box IoU": lambda row: f"{row['layout_iou']:.2f}" if "layout_iou" in row else "",
+    "in the box": lambda row: f"{row['containment']:.2f}" if "containment" in row else "",
     "likeness": lambda row: f"{row['likeness']:.2f}" if "likeness" in row else "",
     "CLIP-T": _score("clip_t"),
     "CLIP-I": _score("clip_i_avg"),

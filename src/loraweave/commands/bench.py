@@ -260,6 +260,7 @@ for command in (
     evidence.ablation,
     evidence.tune,
     evidence.page,
+    evidence.grid,
     evidence.papers,
 ):
     app.command()(command)

@@ -121,6 +121,31 @@ def tune(
     typer.echo(json.dumps(found, indent=2)) if as_json else show_values(found)
 
 
+def grid(
+    suite: Annotated[str, typer.Argument(help="A name of `bench suites`, or a suite's file.")],
+    out: Annotated[Path, typer.Argument(help="A .png file.")],
+    methods: Annotated[str, typer.Option(help="Names with commas.")] = "merge,clora",
+    size: Size = "full",
+    steps: Steps = 50,
+    scenes: First = 6,
+    results: Results = Path("results"),
+) -> None:
+    """Pictures that `bench run --pictures` kept, side by side, with what the judge finds."""
+    import io
+
+    from ..bench import suite_jobs
+    from ..bench.grid import grid as made
+    from ..files import write_atomically
+    from ..output import check_output_path
+
+    check_output_path(out)
+    jobs = suite_jobs(suite, names_of(methods), size, steps=steps, first=scenes)
+    buffer = io.BytesIO()
+    made(jobs, results).save(buffer, "PNG")
+    write_atomically(out, buffer.getvalue())
+    typer.echo(f"written to {out}")
+
+
 def page(
     out: Annotated[Path, typer.Argument(help="An .html file.")],
     size: Size = "full",

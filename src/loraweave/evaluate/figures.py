@@ -128,6 +128,37 @@ def with_boxes(
     return out
 
 
+def with_findings(
+    image: Image.Image, frames: Sequence[tuple[tuple[float, float, float, float], str, bool]],
+    below: str = "", scale: int = 1,
+) -> Image.Image:  # fmt: skip
+    """A picture with framed and named instances, and a line of words under it.
+
+    Args:
+        image: stays as it is.
+        frames: box (fractions: left, top, right, bottom), words, and whether it is as it should
+            be: green, else red.
+        below: room is left for it, empty or not, so that pictures stay of one size.
+        scale: the picture is enlarged by this whole factor first.
+    """
+    size = image.width * scale, image.height * scale
+    font = ImageFont.load_default(max(9, round(5.5 * scale)))
+    line = _text_size("Ag", font)[1] + 2
+    out = Image.new("RGB", (size[0], size[1] + line), WHITE)
+    out.paste(image.convert("RGB").resize(size, Image.Resampling.NEAREST))
+    draw = ImageDraw.Draw(out)
+    for (x0, y0, x1, y1), words, right in frames:
+        left, top, end, bottom = x0 * size[0], y0 * size[1], x1 * size[0] - 1, y1 * size[1] - 1
+        colour = GREEN if right else RED
+        draw.rectangle((left, top, end, bottom), outline=colour, width=max(2, scale))
+        wide = _text_size(words, font)[0] + 4
+        left = min(left, size[0] - wide)
+        draw.rectangle((left, top, left + wide, top + line), colour)
+        draw.text((left + 2, top), words, WHITE, font)
+    draw.text((2, size[1]), below, RED, font)
+    return out
+
+
 def maps_figure(output: ComposeOutput, index: int, path: str | Path, *, title: str = "") -> Path:
     """What picture `index` was made of: each concept's attention and mask over the steps.
 

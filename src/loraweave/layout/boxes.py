@@ -23,10 +23,19 @@ def tight_box(mask: Bool[np.ndarray, "h w"]) -> Box:
 
 def intersection_over_union(one: Box, other: Box) -> float:
     """Of the areas of two boxes, in [0, 1]."""
+    common = _common(one, other)
+    return common / (_area(one) + _area(other) - common)
+
+
+def containment(inner: Box, outer: Box) -> float:
+    """Share of one box's area that lies in another, in [0, 1]."""
+    return _common(inner, outer) / _area(inner)
+
+
+def _common(one: Box, other: Box) -> float:
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])
-    common = max(width, 0.0) * max(height, 0.0)
-    return common / (_area(one) + _area(other) - common)
+    return max(width, 0.0) * max(height, 0.0)
 
 
 def _area(box: Box) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..layout.boxes import Box, intersection_over_union
+from ..layout.boxes import Box, containment, intersection_over_union
 from .concepts import KNOWN
 from .extras import EXTRAS
 from .judge import Instance, load_judge
@@ -34,6 +34,8 @@ class Findings:
         outcomes: by concept, and by what comes on top.
         places: of a placed scene, by concept, how well its box is kept: intersection over union;
             0 if there is no instance.
+        contained: of a placed scene, by concept, the share of its instance's box that lies in the
+            given one; 0 likewise.
         likeness: of a placed scene, by concept, the similarity of its instance to it; 0 likewise.
         scores: the papers' scores, see `evaluate.scores`: `clip_t` is the cosine, the others are
             by concept; concepts without an instance have none of instances.
@@ -41,6 +43,7 @@ class Findings:
 
     outcomes: dict[str, str]
     places: dict[str, float] | None = None
+    contained: dict[str, float] | None = None
     likeness: dict[str, float] | None = None
     scores: dict[str, Any] = field(default_factory=dict)
 
@@ -66,12 +69,14 @@ class SceneJudge:
         scores = self.scores(image, scene)
         if not boxes:
             return Findings(outcomes, scores=scores)
-        places, likeness = dict.fromkeys(boxes, 0.0), dict.fromkeys(scene.names, 0.0)
+        places, contained = dict.fromkeys(boxes, 0.0), dict.fromkeys(boxes, 0.0)
+        likeness = dict.fromkeys(scene.names, 0.0)
         for name, instance in found.items():
             places[name] = round(intersection_over_union(instance.box, boxes[name]), 4)
+            contained[name] = round(containment(instance.box, boxes[name]), 4)
             if name in likeness:
                 likeness[name] = round(instance.similarities[name], 4)
-        return Findings(outcomes, places, likeness, scores)
+        return Findings(outcomes, places, contained, likeness, scores)
 
     def scores(self, image: Image.Image, scene: ConceptScene) -> dict[str, Any]:
         """The papers' scores; see `Findings`."""

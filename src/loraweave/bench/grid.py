@@ -1,0 +1,60 @@
+"""Kept pictures of some scenes side by side, with what the judge found drawn in."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from ..errors import SceneError
+from ..evaluate.figures import labelled_grid, with_findings
+from ..evaluate.references import read_picture
+from ..miniature.judge import Judge, load_judge
+from ..miniature.scenes import ConceptScene
+from .jobs import Job
+from .run import picture_files
+
+
+def grid(jobs: Sequence[Job], folder: Path, scale: int = 2) -> Image.Image:
+    """A row for each scene, a column for each method.
+
+    Every instance has a frame: green around those of concepts that are right, else red, with the
+    concept's name, or its class and how it fails.
+
+    Args:
+        jobs: of one suite, scene by scene; those of `alone` are left out.
+        folder: where results and pictures are.
+        scale: pictures are enlarged by this whole factor.
+
+    Raises:
+        SceneError: a picture is missing or damaged.
+    """
+    judge = load_judge()
+    rows: dict[ConceptScene, list[Image.Image]] = {}
+    shown = [job for job in jobs if job.method != "alone"]
+    if not shown:
+        raise SceneError("`alone` has a picture for each concept; name other methods")
+    paths = [picture_files(folder, job)[0] for job in shown]
+    if missing := [path for path in paths if not path.is_file()]:
+        raise SceneError(f"no picture at {missing[0]}; draw it with `bench run --pictures`")
+    for job, image in zip(shown, map(read_picture, paths)):
+        rows.setdefault(job.scene, []).append(found_in(judge, image, job.scene, scale))
+    methods = list(dict.fromkeys(job.method for job in shown))
+    return labelled_grid(
+        [(scene.plain_prompt, images) for scene, images in rows.items()],
+        [method.replace("_", " ") for method in methods],
+        title=f"{shown[0].suite}, on the miniature, with what the judge finds; green: right",
+    )
+
+
+def found_in(judge: Judge, image: Image.Image, scene: ConceptScene, scale: int) -> Image.Image:
+    """A picture with the judge's findings drawn in."""
+    verdict = judge.examine(image, scene.names)
+    whose: Mapping[int, str] = {id(i): name for name, i in verdict.assigned.items()}
+    frames = []
+    for instance in verdict.instances:
+        name = whose.get(id(instance))
+        outcome = verdict.outcomes[name] if name is not None else ""
+        words = str(name) if outcome == "right" else f"{instance.kind} {outcome}".strip()
+        frames.append((instance.box, words, outcome == "right"))
+    absent = [name for name, outcome in verdict.outcomes.items() if outcome == "missing"]
+    return with_findings(image, frames, f"missing: {', '.join(absent)}" if absent else "", scale)
