@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from loraweave.bench import SIZES
 from loraweave.cli import app
 
 ROOT = Path(__file__).parents[1]
@@ -47,7 +46,6 @@ def test_python_block_runs_as_it_stands(tmp_path, monkeypatch):
 
 def test_commands_run(desk, monkeypatch, quick_check):
     monkeypatch.chdir(desk)
-    monkeypatch.setitem(SIZES, "quick", (1, 1))
     lines = shell_lines()
     assert len(lines) >= 8
     for line in lines:
@@ -62,8 +60,10 @@ def test_commands_run(desk, monkeypatch, quick_check):
             words += ["--steps", "1", "--out", "trained.safetensors"]
         if words[:2] == ["miniature", "compare"]:
             words += ["--scenes", "2", *QUICK]
-        if words[0] == "bench":
-            words += QUICK
+        if words[:2] in (["bench", "run"], ["bench", "report"]):
+            words += [*QUICK, "--scenes", "1"]
+        if words[:2] == ["bench", "papers"]:
+            words += ["--results", str(ROOT / "results")]
         result = CliRunner().invoke(app, words)
         assert result.exit_code == 0, (line, result.output, result.stderr)
     for name in (

@@ -10,8 +10,10 @@ from .. import __version__
 from ..loading import load
 from .checks import base, loras
 from .checks import judge as judging
+from .checks.encoders import encoder_figures
 from .concepts import KNOWN
 from .judge import load_judge
+from .scoring import load_scorer
 from .shipped import WEIGHTS, lora_file
 from .style_reader import load_style_reader
 
@@ -27,6 +29,9 @@ def check(quick: bool = False) -> dict[str, Any]:
     """
     pipe, judge = load("miniature", device="cpu"), load_judge()
     samples, alone = (30, 2) if quick else (300, 40)
+    scorer = load_scorer()
+    assert scorer.clip is not None
+    assert scorer.dino is not None
     figures: dict[str, Any] = {
         "vae_psnr_db": judging.reconstruction_psnr(pipe.vae, samples),
         "judge_class_accuracy": judging.class_accuracy(judge, pipe.vae, samples),
@@ -34,6 +39,7 @@ def check(quick: bool = False) -> dict[str, Any]:
         "judge_failure_kappa": judging.failure_agreement(judge, pipe.vae, 200 * samples // 300),
         "judge_style_accuracy": judging.style_accuracy(load_style_reader(), pipe.vae, samples),
         **judging.eye_agreement(judge),
+        **encoder_figures(scorer.clip, scorer.dino),
         "base_single_class": base.single_class(pipe, judge, samples),
         "base_single_colour": base.single_colour(pipe, judge, samples),
         **base.pairs(pipe, judge, samples),
