@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from loraweave import MethodError, SceneError
 from loraweave.bench import report, run_jobs, suite_jobs
 from loraweave.bench.jobs import miniature_version
-from loraweave.bench.report import FAILURES
+from loraweave.bench.rates import FAILURES
 from loraweave.bench.run import result_file
 from loraweave.bench.suites import read_suite, suite_names
 from loraweave.cli import app
@@ -41,6 +41,10 @@ def test_a_key_says_all_that_an_outcome_depends_on(jobs):
         {"relation": "above"}, {"wording": 1},
     ):  # fmt: skip
         assert replace(first, scene=replace(first.scene, **change)).key != first.key
+    wide = replace(first, scene=replace(first.scene, placed=True))
+    assert wide.key == first.key, "the suites that ship say whether they have boxes"
+    own = replace(first, suite="mine")
+    assert replace(wide, suite="mine").key != own.key, "a suite of one's own may change"
     assert first.settings["rule"] == "sum", "defaults are written down too"
     tuning = suite_jobs("pairs", ["merge"], split="tuning", steps=1)
     assert not {j.scene for j in tuning} & {j.scene for j in jobs}

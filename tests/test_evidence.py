@@ -14,11 +14,12 @@ from loraweave import SceneError
 from loraweave.bench import agreement, read_suite, report, run_jobs, suite_jobs
 from loraweave.bench.ablation import ablation_jobs, ablation_names, read_ablation
 from loraweave.bench.papers import paper_tables, read_papers
+from loraweave.bench.rates import estimate, scene_seed
 from loraweave.bench.run import picture_files, read_results, result_file
 from loraweave.cli import app
 from loraweave.evaluate.charts import curves, intervals, matrix, outcomes
 from loraweave.methods import METHODS
-from loraweave.miniature.scoring import SCORES
+from loraweave.miniature.scoring import SCORES, scorer_version
 from loraweave.output import read_png_record
 
 
@@ -48,7 +49,7 @@ def results(tmp_path):
             "job": job.description(), "outcomes": {one: "right", other: second},
             "cost": {"seconds": 2.0, "calls": 50, "rows": 100, "backward_rows": 10 * n,
                      "peak_mib": 512},
-            "scores": {"clip_t": (0.2, 0.3, 0.2, 0.3)[n], **scores},
+            "scores": {"clip_t": (0.2, 0.3, 0.2, 0.3)[n], **scores}, "scorer": scorer_version(),
         }  # fmt: skip
     path = result_file(tmp_path, "pairs", "merge")
     path.parent.mkdir()
@@ -102,8 +103,9 @@ def test_the_papers_tables_keep_theirs_and_ours_apart(results):
     costs = {
         line[0]: dict(zip(found["clora 1b"]["head"], line)) for line in found["clora 1b"]["lines"]
     }
-    assert costs["GB"]["Merge (here)"] == "0.50"
-    assert costs["GB"]["LoRA-Composer (paper)"] == "51"
+    memory = "GB (here: beyond the weights)"
+    assert costs[memory]["Merge (here)"] == "0.50"
+    assert costs[memory]["LoRA-Composer (paper)"] == "51"
     assert "CLoRA (paper)" in told("papers", "1a", "--results", results)
     (head, *_) = csv.reader(
         io.StringIO(told("papers", "3", "--format", "csv", "--results", results).split("\n", 1)[1])
@@ -115,6 +117,44 @@ def test_the_papers_tables_keep_theirs_and_ours_apart(results):
     out = bench("papers", "9z", "--results", results)
     assert out.exit_code == 2
     assert "no table 'clora 9z'" in out.stderr
+
+
+def test_table_3_is_what_the_paper_states():
+    """Row by row as the paper prints it, in percent."""
+    labels = ("Merge", "Composite", "ZipLoRA", "Mix-of-Show", "CLoRA")
+    printed = {
+        "instance_clip_i_min": "76.0±8.7 76.2±7.2 73.4±8.1 75.2±9.5 83.3±5.5",
+        "instance_clip_i_avg": "79.5±8.3 79.7±6.8 77.1±7.6 78.7±9.2 87.1±4.9",
+        "instance_clip_i_max": "82.5±8.1 82.5±6.7 80.6±7.6 81.7±9.2 89.8±4.8",
+        "instance_dino_min": "37.0±15 30.3±13 36.9±13 37.5±17 47.2±14",
+        "instance_dino_avg": "43.7±17 38.5±13 49.6±15 48.0±22 57.3±14",
+        "instance_dino_max": "50.5±17 49.5±14 53.3±16 55.6±23 69.1±14",
+    }
+    table = read_papers()["clora"].tables["3"]
+    for key, row in printed.items():
+        for label, cell in zip(labels, row.split()):
+            stated = [100 * value for value in table.figures[label][key]]
+            assert stated == pytest.approx([float(part) for part in cell.split("±")])
+
+
+def test_scores_of_other_encoders_are_not_mixed_in(results):
+    path = result_file(results, "pairs", "merge")
+    data = json.loads(path.read_text())
+    for row in list(data["jobs"].values())[:3]:
+        row["scorer"] = "another"
+    path.write_text(json.dumps(data))
+    jobs = suite_jobs("pairs", ["merge"], "full", first=4)
+    assert report(jobs, results)["merge"]["scored"] == 1
+    assert agreement(jobs, results)["pictures"]["all"] == 1
+
+
+def test_wordings_of_a_scene_are_one_draw_of_the_bootstrap():
+    jobs = suite_jobs("phrasing", ["merge", "clora"], "quick")
+    rows = [{"job": job.description()} for job in jobs]
+    assert len({scene_seed(row) for row in rows}) == 3
+    told = estimate("x", rows, lambda row: float(row["job"]["seed"] == rows[0]["job"]["seed"]))
+    assert told["x"] == pytest.approx(1 / 3, abs=1e-4)
+    assert told["x_ci"] == [0, 1], "three draws, not thirty"
 
 
 def test_what_the_papers_tables_name_exists():
@@ -208,6 +248,12 @@ def test_a_suite_of_ones_own(tmp_path):
              tmp_path / "r", "--json")
     ).values()  # fmt: skip
     assert set(row["merge"]) >= {"extra", "right", "dino_avg"}
+    quick = ["--steps", 1, "--size", "quick", "--results", tmp_path / "r", "--json"]
+    assert list(json.loads(told("report", own, *quick)).values()) == [row]
+    (tmp_path / "pairs.yaml").write_text(own.read_text())
+    taken = bench("run", tmp_path / "pairs.yaml")
+    assert taken.exit_code == 2
+    assert "call yours otherwise" in taken.stderr
     for text, message in (
         ("summary: x\nconcepts: 2\nscenes: {full: [1, 1]}\n", "has no size 'quick'"),
         ("concepts: 2\nscenes: {quick: [1, 1]}\n", "summary is missing"),
@@ -299,6 +345,9 @@ def test_a_search_is_on_tuning_scenes_and_reports_on_others(tmp_path):
         (["clora", "--search", "mask_smoothing=0:0.2:log"], "needs a range above 0"),
         (["merge", "--search", "rule=sum,sums"], "rule"),
         (["mergee", "--search", "rule=sum"], "no method 'mergee'"),
+        (["merge", "--search", "rule=[a"], "'[a' is no value"),
+        (["merge", "--search", "rule=sum,ties", "--suite", "pears"], "no suite 'pears'"),
+        (["merge", "--search", "rule=sum,ties", "--suite", "heldout"], "nothing is tuned on"),
     ],
 )
 def test_searches_that_cannot_be(words, message):

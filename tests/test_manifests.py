@@ -1,6 +1,7 @@
 """The papers' benchmarks for real bases: what they draw, what is missing, a run on a tiny one."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +63,8 @@ def data(tmp_path) -> Path:
 
 @pytest.mark.parametrize(
     ("name", "pictures", "loras"),
-    [("clora", 2000, 5), ("composlora", 480, 22), ("customconcept101", 2, 2),
+    [("clora", 2000, 5), ("composlora_reality", 240, 11),
+     ("composlora_anime", 240, 11), ("customconcept101", 2, 2),
      ("lora_composer", 200, 5)],
 )  # fmt: skip
 def test_what_ships_has_as_many_pictures_as_the_papers(name, pictures, loras, data):
@@ -78,7 +80,7 @@ def test_every_manifest_is_named_in_the_docs():
 
 
 def test_a_character_with_what_it_wears(data):
-    scenes, _ = check(read_manifest("composlora")[1], data, data)
+    scenes, _ = check(read_manifest("composlora_anime")[1], data, data)
     assert [len(scene.loras) for scene in (scenes[0], scenes[-1])] == [2, 5]
     loras = scenes[-1].loras
     assert loras["anime_clothing_1"].on == "anime_character_2"
@@ -180,24 +182,51 @@ def test_a_run_on_a_base_of_ones_own(
     assert sum(row[k] for k in ("right", "swapped", "blended")) == pytest.approx(1)
     assert row["dino_min"] <= row["dino_avg"] <= row["dino_max"]
     assert "minus_merge" in rows["switch"]
+    for models, scores in (
+        ([], set()), (["--clip", clip_folder], {"clip_t"}),
+        (["--dino", dino_folder, "--references", own], {"dino_avg"}),
+    ):  # fmt: skip
+        folder = tmp_path / f"partly{len(models)}"
+        out = bench(*command[:-1], folder, *models)
+        assert out.exit_code == 0, out.stderr
+        told = bench("report", tmp_path / "own.yaml", "--results", folder, "--json")
+        assert told.exit_code == 0, told.stderr
+        row = json.loads(told.stdout)["own"]["merge"]
+        assert {"clip_t", "dino_avg"} & set(row) == scores
+        assert "right" not in row, "nobody has looked"
+    other = base_folder.parent / "other-base"
+    if not other.exists():
+        shutil.copytree(base_folder, other)
+        (other / "notes.txt").write_text("another one")
+    assert bench(*command[:5], other, *command[6:-1], folder, *models).exit_code == 0
+    mixed = bench("report", tmp_path / "own.yaml", "--results", folder)
+    assert mixed.exit_code == 2
+    assert "several versions: base" in " ".join(mixed.stderr.split())
     pictures[1].write_bytes(b"no picture")
     broken = bench(*command, *measured)
     assert broken.exit_code == 2
     assert "cannot read the picture" in broken.stderr
 
 
-def test_what_a_run_needs(tmp_path, lora_files):
+def test_what_a_run_needs(tmp_path, lora_files, clip_folder, dino_folder):
     (tmp_path / "own.yaml").write_text(OURS)
     own = ["run", tmp_path / "own.yaml", "--lora-dir", lora_files["cat"].parent, "--base"]
     for words, message in (
         (["run", tmp_path / "own.yaml"], "needs --base and --lora-dir"),
         (["run", "pairs", "--base", "x"], "is drawn on the miniature; leave --base out"),
+        (["run", "pairs", "--dino", "x"], "is drawn on the miniature; leave --dino out"),
+        ([*own, tmp_path, "--steps", "3"], "says itself what is drawn; leave --steps out"),
+        (["report", tmp_path / "own.yaml", "--scenes", "3"], "leave --scenes out"),
+        ([*own, tmp_path, "--segmenter", "eyes"], "no segmenter 'eyes'"),
+        ([*own, tmp_path, "--segmenter-model", "x"], "no segmenter's model at /"),
         (["run", tmp_path / "own.yaml", "--base", "x", "--lora-dir", tmp_path],
          "no LoRA 'cat' in"),
-        ([*own, "x"], "no base model at x"),
-        ([*own, tmp_path, "--clip", "nowhere"], "no CLIP model at"),
-        ([*own, tmp_path, "--dino", tmp_path], "measured against --references"),
-        ([*own, tmp_path, "--references", tmp_path], "no reference picture of 'cat'"),
+        ([*own, "x"], "no base model at /"),
+        ([*own, tmp_path, "--clip", "nowhere"], "no CLIP model at /"),
+        ([*own, tmp_path, "--dino", dino_folder], "measured against --references"),
+        ([*own, tmp_path, "--references", tmp_path], "by --clip or --dino; give one"),
+        ([*own, tmp_path, "--clip", clip_folder, "--references", tmp_path],
+         "no reference picture of 'cat'"),
         (["run", "clora", "--base", "x", "--lora-dir", tmp_path], "needs concepts.yaml"),
     ):  # fmt: skip
         out = bench(*words)
@@ -244,7 +273,9 @@ def test_least_likeness_by_hand():
 
 def test_manifests_are_listed():
     found = json.loads(bench("manifests", "--json").stdout)
-    assert set(found) == {"clora", "composlora", "customconcept101", "lora_composer"}
+    assert set(found) == {
+        "clora", "composlora_anime", "composlora_reality", "customconcept101", "lora_composer",
+    }  # fmt: skip
     assert all(entry["needs"] for entry in found.values())
 
 

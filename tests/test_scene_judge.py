@@ -148,9 +148,10 @@ def test_words_of_what_comes_on_top():
         own = replace(scene, **change)
         assert (own.prompt, own.plain_prompt) == (marked, plain)
         assert set(own.loras) == {"blackcat", "golddog", *own.extras}
-    assert replace(scene, worn=("wizardhat", "golddog")).alone("blackcat").prompt == (
-        f"a {cat} in the meadow"
-    )
+    dressed = replace(scene, worn=("wizardhat", "golddog"))
+    assert dressed.alone("blackcat").prompt == f"a {cat} in the meadow"
+    assert dressed.alone("golddog").prompt == f"a {dog} with a [lvq hat](wizardhat) in the meadow"
+    assert dressed.alone("blackcat").worn is None, "nobody asks it for a hat"
 
 
 def test_wordings_share_scene_and_noise():
@@ -170,6 +171,9 @@ def test_wordings_share_scene_and_noise():
         ({"concepts": 2, "adds": "style", "wordings": True}, "not both"),
         ({"concepts": 2, "adds": "magic"}, "adds"),
         ({"concepts": 9}, "concepts"),
+        ({"concepts": 2, "adds": "style", "placed": True}, "cannot be judged with adds: style"),
+        ({"concepts": 5, "adds": "attribute", "placed": True}, "5 subjects at most"),
+        ({"concepts": 2, "adds": "attribute"}, "needs placed"),
     ],
 )
 def test_rules_that_cannot_be(rule, message):
@@ -180,6 +184,12 @@ def test_rules_that_cannot_be(rule, message):
 def test_a_pool_that_is_too_small():
     with pytest.raises(SceneError, match="more than its pool"):
         scenes(SceneRule(name="x", concepts=2, classes="same", pool="held_out"), "report", 1)
+
+
+def test_a_coloured_subject_is_of_a_class_of_its_own():
+    rule = SceneRule(name="x", concepts=2, adds="attribute", placed=True)
+    for scene in scenes(rule, "report", 60):
+        assert scene.attribute[0] not in {KNOWN[name].kind for name in scene.names}
 
 
 def test_the_suite_of_pairs_is_the_one_of_the_checks():

@@ -2,7 +2,7 @@
 
 from .agreement import agreement
 from .jobs import Job, suite_jobs
-from .report import NothingFinished, finished, report
+from .report import NothingFinished, finished, methods_there, report
 from .run import run_jobs
 from .suites import read_suite, suite_names
 
@@ -11,6 +11,7 @@ __all__ = [
     "NothingFinished",
     "agreement",
     "finished",
+    "methods_there",
     "read_suite",
     "report",
     "run_jobs",

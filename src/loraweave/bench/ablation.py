@@ -11,7 +11,8 @@ from ..data_file import read_data
 from ..errors import MethodError, SceneError
 from ..lora_ref import Data
 from .jobs import Job, suite_jobs
-from .report import Row, compared, report
+from .rates import Row
+from .report import compared, report
 from .suites import Size
 
 FOLDER = Path(__file__).parent / "ablations"

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from scipy.stats import mannwhitneyu, spearmanr
 
-from ..miniature.scoring import SCORES
+from ..miniature.scoring import SCORES, scorer_version
 from .jobs import Job
-from .report import FAILURES, NothingFinished, finished_rows
+from .rates import FAILURES, scene_seed
+from .report import NothingFinished, finished_rows
 
 Row = Mapping[str, Any]
 RESAMPLES = 2000
@@ -22,26 +23,30 @@ def agreement(jobs: Sequence[Job], folder: Path) -> dict[str, dict[str, Any]]:
     instance counts as 0 for scores of instances.
 
     `rank` is Spearman's correlation with the share of the concepts that are right, with a 95 %
-    bootstrap interval over the pictures. `missing` to `blended` is the probability that a picture
-    in which all is right has a higher score than one with such a failure: 1 if the score always
-    sees it, .5 if it is blind; None without such pictures. `pictures` counts each kind.
+    bootstrap interval over scene-seeds, whose pictures by all methods stay together. `missing` to
+    `blended` is the probability that a picture in which all is right has a higher score than one
+    with such a failure: 1 if the score always sees it, .5 if it is blind; None without such
+    pictures. `pictures` counts each kind.
 
     Raises:
         NothingFinished: no job has been scored.
         SceneError: a file of results is damaged.
     """
-    rows = [row for row in finished_rows(jobs, folder) if "scores" in row]
+    every = finished_rows(jobs, folder)
+    rows = [row for row in every if row.get("scorer") == scorer_version()]
     if not rows:
         raise NothingFinished(
             f"no picture of this is scored in {folder}; use `loraweave bench run`"
         )
     outcomes = [[row["outcomes"][name] for name in row["job"]["names"]] for row in rows]
     right = np.array([own.count("right") / len(own) for own in outcomes])
+    number: dict[str, int] = {}
+    whose = np.array([number.setdefault(scene_seed(row), len(number)) for row in rows])
     found: dict[str, dict[str, Any]] = {}
     for name, score in _scores().items():
         values = np.array([score(row) for row in rows])
         good = values[right == 1]
-        found[name] = _rank(values, right)
+        found[name] = _rank(values, right, whose)
         for failure in FAILURES:
             bad = values[[failure in own for own in outcomes]]
             found[name][failure] = _above(good, bad)
@@ -57,10 +62,13 @@ def _scores() -> dict[str, Callable[[Row], float]]:
     return {"clip_t": lambda row: row["scores"]["clip_t"], **{kind: least(kind) for kind in SCORES}}
 
 
-def _rank(values: np.ndarray, right: np.ndarray) -> dict[str, Any]:
+def _rank(values: np.ndarray, right: np.ndarray, whose: np.ndarray) -> dict[str, Any]:
     rng = np.random.default_rng(0)
-    chosen = rng.integers(len(values), size=(RESAMPLES, len(values)))
-    again = [_spearman(values[i], right[i]) for i in chosen]
+    members = [np.flatnonzero(whose == n) for n in range(whose.max() + 1)]
+    again = []
+    for chosen in rng.integers(len(members), size=(RESAMPLES, len(members))):
+        i = np.concatenate([members[n] for n in chosen])
+        again.append(_spearman(values[i], right[i]))
     low, high = np.percentile(again, (2.5, 97.5))
     return {
         "rank": round(_spearman(values, right), 4),

@@ -34,7 +34,13 @@ TRIES = 2
 
 
 class Drawer(Protocol):
-    """What draws jobs of one device and setting."""
+    """What draws jobs of one device and setting.
+
+    Attributes:
+        measures: what else results say, about how pictures are measured.
+    """
+
+    measures: dict[str, Any]
 
     def finish(self, job: Any) -> Judged:
         """One job, drawn and judged; what goes wrong is raised."""
@@ -76,16 +82,18 @@ class Worker:
             place = job.device, job.setting
             if place not in self.drawers:
                 self.drawers = {place: job.drawer()}  # one at a time has room
-            judged = self.drawers[place].finish(job)
+            drawer = self.drawers[place]
+            judged = drawer.finish(job)
             if self.flops:  # apart: counting takes time, and moves some roundings
                 with FlopCounterMode(display=False) as counter:
-                    self.drawers[place].draw(job)
+                    drawer.draw(job)
                 judged.cost["tflops"] = round(counter.get_total_flops() / 1e12, 4)
         except Exception as error:
             return Finished(job, None, f"{type(error).__name__}: {error}")
         cost = {**judged.cost, "threads": torch.get_num_threads()}
         result: dict[str, Any] = {
-            "job": job.description(), "cost": cost, "made": {**versions(), **_machine(job.device)},
+            "job": job.description(), "cost": cost, **drawer.measures,
+            "made": {**versions(), **_machine(job.device)},
             **{key: value for key, value in asdict(judged.findings).items() if value is not None},
         }  # fmt: skip
         return Finished(job, result, pictures=judged.files() if self.keep else ())

@@ -1,6 +1,7 @@
 """Kept pictures of some scenes side by side, with what the judge found drawn in."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -8,7 +9,9 @@ from PIL import Image
 from ..errors import SceneError
 from ..evaluate.figures import labelled_grid, with_findings
 from ..evaluate.references import read_picture
-from ..miniature.judge import Judge, load_judge
+from ..miniature.concepts import KNOWN
+from ..miniature.prompts import PLAIN_SUBJECT
+from ..miniature.scene_judge import SceneJudge
 from ..miniature.scenes import ConceptScene
 from .jobs import Job
 from .run import picture_files
@@ -28,7 +31,7 @@ def grid(jobs: Sequence[Job], folder: Path, scale: int = 2) -> Image.Image:
     Raises:
         SceneError: a picture is missing or damaged.
     """
-    judge = load_judge()
+    judge = SceneJudge()
     rows: dict[ConceptScene, list[Image.Image]] = {}
     shown = [job for job in jobs if job.method != "alone"]
     if not shown:
@@ -46,15 +49,19 @@ def grid(jobs: Sequence[Job], folder: Path, scale: int = 2) -> Image.Image:
     )
 
 
-def found_in(judge: Judge, image: Image.Image, scene: ConceptScene, scale: int) -> Image.Image:
+def found_in(judge: SceneJudge, image: Image.Image, scene: ConceptScene, scale: int) -> Image.Image:
     """A picture with the judge's findings drawn in."""
-    verdict = judge.examine(image, scene.names)
-    whose: Mapping[int, str] = {id(i): name for name, i in verdict.assigned.items()}
+    outcomes, assigned = judge.subjects(image, scene)
+    kinds = {name: KNOWN[name].kind for name in scene.names}
+    if scene.attribute is not None:
+        kinds[PLAIN_SUBJECT] = scene.attribute[0]
     frames = []
-    for instance in verdict.instances:
-        name = whose.get(id(instance))
-        outcome = verdict.outcomes[name] if name is not None else ""
-        words = str(name) if outcome == "right" else f"{instance.kind} {outcome}".strip()
+    for instance in judge.judge.instances(image, len(kinds), Counter(kinds.values())):
+        owners = [name for name, one in assigned.items() if one.box == instance.box]
+        if scene.style is not None:  # nobody is known by looks: the class stands for the concept
+            owners = [name for name, kind in kinds.items() if kind == instance.kind]
+        outcome = outcomes[owners[0]] if owners else ""
+        words = owners[0] if outcome == "right" else f"{instance.kind} {outcome}".strip()
         frames.append((instance.box, words, outcome == "right"))
-    absent = [name for name, outcome in verdict.outcomes.items() if outcome == "missing"]
+    absent = [name for name, outcome in outcomes.items() if outcome == "missing"]
     return with_findings(image, frames, f"missing: {', '.join(absent)}" if absent else "", scale)

@@ -17,12 +17,14 @@ from ..errors import MethodError
 from ..methods import get_method
 from ..miniature.judged import TRUE_MASKS, YARDSTICKS, Judged, SceneDrawer, own_settings
 from ..miniature.scenes import ConceptScene, Split
+from ..miniature.scoring import scorer_version
 from ..miniature.shipped import WEIGHTS, lora_file
 from ..output import ComposeOutput
-from .suites import SIZES, Size, read_suite
+from .suites import SIZES, Size, read_suite, suite_names
 
 LATER: Mapping[str, Any] = {
-    "attribute": None, "place": None, "worn": None, "relation": None, "wording": 0, "device": "cpu",
+    "placed": False, "attribute": None, "place": None, "worn": None, "relation": None, "wording": 0,
+    "device": "cpu",
 }  # fmt: skip
 """Fields that keys of former results are older than: they count where they are not the usual."""
 
@@ -87,7 +89,9 @@ class Job:
     def description(self) -> dict[str, Any]:
         """Plain data for JSON."""
         flat = {**asdict(self), **asdict(self.scene), "settings": dict(self.settings)}
-        del flat["scene"], flat["placed"]  # whether it is placed the suite says
+        del flat["scene"]
+        if self.suite in suite_names():  # which says whether it is placed
+            del flat["placed"]
         told = {k: v for k, v in flat.items() if k not in LATER or v != LATER[k]}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in told.items()}
 
@@ -101,6 +105,7 @@ class MiniatureDrawer:
 
     def __init__(self, device: str):
         self.drawer = SceneDrawer(device)
+        self.measures = {"scorer": scorer_version()}
 
     def finish(self, job: Job) -> Judged:
         """One picture, drawn and judged.
@@ -142,6 +147,8 @@ def suite_jobs(
     if size not in SIZES:
         raise MethodError(f"no size {size!r}; there are: {', '.join(SIZES)}")
     read = read_suite(suite)
+    if read.pool == "held_out" and split == "tuning":
+        raise MethodError(f"nothing is tuned on the concepts of {read.name}; take another suite")
     own = {m: _settings(m, (settings or {}).get(m, {}), read.placed) for m in methods}
     for method, chosen in own.items():
         if chosen.get("layout") == "regions" and not read.placed:

@@ -23,6 +23,7 @@ from ..messages import close_match
 from ..prompt import escaped
 from ..region import Region
 from ..scene import Pixels, Scene
+from .suites import suite_names
 
 FOLDER = Path(__file__).parent / "manifests"
 Text = Annotated[str, Field(min_length=1)]
@@ -72,6 +73,8 @@ class Together(Data):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if strangers := [name for name in self.own if name not in self.concepts]:
+            raise SceneError(f"own.{strangers[0]} is none of the concepts put together")
         if self.boxes is not None and len(self.boxes) != len(self.concepts):
             raise SceneError(f"{len(self.boxes)} boxes for {len(self.concepts)} concepts")
         return self
@@ -104,6 +107,7 @@ class Manifest(Data):
         summary, source: what it is, and whose.
         needs: what the user supplies, in words.
         width, height, steps, guidance: of the pictures.
+        weight: of every LoRA.
         seeds: so many noises of each prompt, from 0.
         concepts: entries by name, unless a data file has them.
         data: file in the user's data folder, in a format that is read here: `concepts` (a YAML
@@ -119,6 +123,7 @@ class Manifest(Data):
     needs: Annotated[list[Text], Field(min_length=1)]
     width: Pixels = 512
     height: Pixels = 512
+    weight: float = 1.0
     steps: Annotated[int, Field(ge=1, le=1000)] = 50
     guidance: float = 7.5
     seeds: Annotated[int, Field(ge=1, le=1000)] = 1
@@ -154,6 +159,8 @@ def read_manifest(name: str) -> tuple[str, Manifest]:
     """
     shipped = name in manifest_names()
     path = FOLDER / f"{name}.yaml" if shipped else Path(name)
+    if not shipped and path.stem in (*suite_names(), *manifest_names()):
+        raise MethodError(f"{name}: there is a {path.stem!r} already; call yours otherwise")
     if not path.is_file():
         hint = close_match(name, manifest_names())
         raise MethodError(f"no manifest {name!r}{hint}; there are: {', '.join(manifest_names())}")
@@ -164,13 +171,13 @@ def read_manifest(name: str) -> tuple[str, Manifest]:
 
 
 def check(
-    manifest: Manifest, lora_dir: Path, data: Path | None = None
+    manifest: Manifest, lora_dir: Path | None, data: Path | None = None
 ) -> tuple[list[Scene], dict[str, str]]:
     """All scenes of a manifest, and what is wrong by concept.
 
     Args:
         manifest: from `read_manifest`.
-        lora_dir: folder with a LoRA for each concept that is used.
+        lora_dir: folder with a LoRA for each concept that is used; without one all are missing.
         data: folder with the manifest's data file, if it names one.
 
     Returns:
@@ -189,6 +196,9 @@ def check(
     files: dict[str, Path] = {}
     faults: dict[str, str] = {}
     for name in used:
+        if lora_dir is None:
+            faults[name] = f"no LoRA of {name!r}; give the folder with --lora-dir"
+            continue
         try:
             files[name] = find_lora(lora_dir, concepts[name].file or name)
         except LoraError as error:
@@ -210,11 +220,14 @@ def _scene(
     try:
         text = prompt.format(*marked.values(), all=_listed(list(marked.values())))
         own = {n: words.format(marked[n]) for n, words in one.own.items()}
-    except (LookupError, ValueError) as error:
-        raise SceneError(f"the prompt {prompt!r}: {type(error).__name__}: {error}") from None
+    except (LookupError, ValueError, AttributeError, TypeError) as error:
+        raise SceneError(
+            f"the prompt {prompt!r} or its boxes' own: {type(error).__name__}: {error}; "
+            "{0}, {1}, ... and {all} stand for words"
+        ) from None
     groups = {entry.group: name for name, entry in entries.items()}
     loras = {
-        name: LoraRef(path=files.get(name), on=_place(entry.on, groups))
+        name: LoraRef(path=files.get(name), on=_place(entry.on, groups), weight=manifest.weight)
         for name, entry in entries.items()
         if f"({name})" in text
     }
@@ -236,7 +249,7 @@ def _listed(words: Sequence[str]) -> str:
 
 def _resolved(manifest: Manifest, data: Path | None) -> tuple[dict[str, Entry], list[Together]]:
     concepts, together = dict(manifest.concepts), list(manifest.together)
-    parts = [concepts] if concepts or not manifest.data else []
+    parts = [dict(concepts)] if concepts or not manifest.data else []
     for kind, files in manifest.data.items():
         for file in [files] if isinstance(files, str) else files:
             path = (data or Path()) / file
@@ -256,7 +269,13 @@ def _resolved(manifest: Manifest, data: Path | None) -> tuple[dict[str, Entry], 
 
 def _read(kind: Format, path: Path) -> tuple[dict[str, Entry], list[Together]]:
     if kind == "concepts":
-        return {name: Entry.model_validate(e) for name, e in read_data(path).items()}, []
+        entries = {}
+        for name, entry in read_data(path).items():
+            try:
+                entries[name] = Entry.model_validate(entry)
+            except SceneError as error:
+                raise SceneError(f"{path}: {name}: {error}") from None
+        return entries, []
     data = json.loads(path.read_text())
     if kind == "composlora":
         return _composlora(data, path.stem.partition("_")[0]), []

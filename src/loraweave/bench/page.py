@@ -16,13 +16,13 @@ from ..miniature.judged import YARDSTICKS
 from .agreement import agreement
 from .jobs import Job, suite_jobs
 from .papers import paper_tables, side_by_side
-from .report import FAILURES, NothingFinished, Row, finished, report
+from .rates import FAILURES, Row
+from .report import NothingFinished, finished, report
 from .suites import Size
-from .tables import cells
+from .tables import WHERE, cells
 
 NUMBERS = {"pairs": 2, "three": 3, "four": 4, "five": 5}
 BOXES = {f"boxes{n}": n for n in (2, 3, 4, 5)}
-WHERE = "on the miniature"
 
 
 def gathered(folder: Path, size: Size = "full") -> dict[str, dict[str, Row]]:

@@ -102,9 +102,10 @@ def side_by_side(paper: Paper, table: PaperTable, ours: Mapping[str, Row]) -> Ce
         own = [_measured(key, row) for row in columns.values()]
         theirs = [_stated(figures.get(key)) for figures in table.figures.values()]
         lines.append([label, *own, *theirs])
-    scenes = max((row["scenes"] for row in ours.values()), default=0)
+    counts = sorted({row["scenes"] for row in ours.values()}) or [0]
+    scenes = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
     title = (
-        f"{table.title}. Here: on the miniature, {scenes} scene-seeds, mean [95 % interval]; "
+        f"{table.title}. Here: on the miniature, {scenes} pictures, mean [95 % interval]; "
         f"paper: {paper.title}, mean ± spread"
     )
     return Cells(title, head, lines)
@@ -120,18 +121,10 @@ def _measured(key: str, row: Row) -> str:
         return f"{cost['peak_mib'] / 1024:.2f}" if "peak_mib" in cost else ""
     if key in ("seconds", "calls"):
         return f"{cost[key]:.1f}" if key in cost else ""
-    if key == "clip_t_score":
-        return _interval(row, "clip_t", 2.5)
     if f"{key}_ci" in row:
-        return _interval(row, key)
+        low, high = row[f"{key}_ci"]
+        return f"{row[key]:.3f} [{low:.3f}, {high:.3f}]"
     return f"{row[key]:.3f}" if key in row else ""
-
-
-def _interval(row: Row, key: str, times: float = 1.0) -> str:
-    if key not in row:
-        return ""
-    low, high = row[f"{key}_ci"]
-    return f"{times * row[key]:.3f} [{times * low:.3f}, {times * high:.3f}]"
 
 
 def _stated(figure: Any) -> str:

@@ -7,8 +7,8 @@ are named, while the picture is at hand.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,14 @@ import torch
 from .. import __version__
 from ..api import compose
 from ..detect import Segmenter, get_segmenter
+from ..detect.registry import check_segmenter
 from ..errors import MethodError, ModelNotFound, SceneError
 from ..evaluate.encoders import Clip, Dino
 from ..evaluate.memory import peak_memory
 from ..evaluate.pictures import known_features
 from ..evaluate.references import read_references
 from ..evaluate.scores import Scorer, features_of
-from ..evaluate.similarity import instances_of
+from ..evaluate.similarity import instances_by_noun
 from ..evaluate.verdicts import verdicts
 from ..loading import load
 from ..lora.file import read_lora
@@ -35,6 +36,8 @@ from ..prompt import pass_prompt
 from ..scene import Scene
 from .manifests import check, read_manifest
 
+ENDS = 1 << 16
+"""Bytes of each end of a file that tell it from others."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -48,7 +51,6 @@ class Setting:
         clip, dino: folders of encoders, for scores.
         references: folder from `loraweave references`; each concept has one in it.
         segmenter: for scores of instances and outcomes, with folders of its models.
-        allow_pickle: read LoRA files that are pickles, too.
     """
 
     base: str
@@ -58,7 +60,32 @@ class Setting:
     references: str | None = None
     segmenter: str | None = None
     segmenter_models: tuple[str, ...] = ()
-    allow_pickle: bool = False
+
+    def contents(self) -> dict[str, Any]:
+        """What is in these folders, by hashes, for keys: the same on every machine."""
+        named = {"clip": self.clip, "dino": self.dino, "references": self.references}
+        models: dict[str, Any] = {k: path and fingerprint(path) for k, path in named.items()}
+        models["segmenter"] = [self.segmenter, *map(fingerprint, self.segmenter_models)]
+        base = {"sha256": fingerprint(self.base), "dtype": self.dtype}
+        return {"base": base, "models": models}
+
+
+@cache
+def fingerprint(path: str) -> str:
+    """The first 16 hexadecimal digits of a hash over a file, or over names in a folder and what is
+    in them: all of small files, of large ones the size and both ends."""
+    root = Path(path)
+    digest = hashlib.sha256()
+    for one in sorted(root.rglob("*")) if root.is_dir() else [root]:
+        if one.is_file():
+            size = one.stat().st_size
+            name = one.relative_to(root).as_posix() if one != root else ""
+            digest.update(f"{name} {size} ".encode())
+            with one.open("rb") as file:
+                digest.update(file.read(ENDS))
+                file.seek(max(size - ENDS, 0))
+                digest.update(file.read(ENDS))
+    return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -104,7 +131,7 @@ class RealJob:
             "scene": {**self.scene.model_dump(mode="json"), "loras": own},
             "names": [concept.name for concept in self.scene.concepts],
             "loras": dict(self.loras), "package": self.package, "device": self.device,
-            "setting": {**asdict(self.setting), "base": Path(self.setting.base).name},
+            **self.setting.contents(),
         }  # fmt: skip
 
     def drawer(self) -> "RealDrawer":
@@ -136,9 +163,11 @@ def real_jobs(
             raise MethodError(f"no method {method!r}; there are: {', '.join(METHODS)}")
         for placed in {bool(scene.regions) for scene in scenes}:
             chosen = own_settings(method, (settings or {}).get(method), placed)
+            if chosen.get("layout") == "regions" and not placed:
+                raise MethodError(f"{name} has scenes without boxes, which layout=regions needs")
             own[method, placed] = get_method(method, chosen).settings.model_dump(mode="json")
     paths = {str(lora.path) for scene in scenes for lora in scene.loras.values()}
-    hashes = {path: read_lora(Path(path), setting.allow_pickle).sha256 for path in paths}
+    hashes = {path: read_lora(Path(path)).sha256 for path in paths}
     return [
         RealJob(
             name, scene if wants_regions(method) else scene.replace(regions={}, prompts={}), method,
@@ -152,18 +181,26 @@ def real_jobs(
 
 
 def _check(setting: Setting, scenes: Sequence[Scene]) -> None:
-    """Raise for what would fail in every job: no base, no model, no references."""
+    """Raise for what would fail in every job: no base, no model, no references; and for models
+    that nothing would be measured with."""
     folders = {"base model": setting.base, "CLIP model": setting.clip,
                "DINO model": setting.dino}  # fmt: skip
     named = [*folders.items(), *(("segmenter's model", path) for path in setting.segmenter_models)]
     for what, path in named:
         if path is not None and not Path(path).exists():
             raise ModelNotFound(f"no {what} at {path}; models are not downloaded")
+    encoders = [kind(path) for kind, path in ((Clip, setting.clip), (Dino, setting.dino)) if path]
+    if setting.segmenter is not None:
+        check_segmenter(setting.segmenter, len(setting.segmenter_models))
+    elif setting.segmenter_models:
+        raise SceneError("--segmenter-model is given without --segmenter")
     if setting.references is None and (setting.dino or setting.segmenter):
         raise SceneError("DINO and failures are measured against --references; give their folder")
+    if setting.references is not None and not encoders:
+        raise SceneError("pictures are compared with references by --clip or --dino; give one")
     if setting.references is not None:
-        names = {concept.name for scene in scenes for concept in scene.concepts}
-        read_references(Path(setting.references), sorted(names))
+        for name in sorted({concept.name for scene in scenes for concept in scene.concepts}):
+            read_references(Path(setting.references), [name])
 
 
 class RealDrawer:
@@ -176,6 +213,7 @@ class RealDrawer:
 
     def __init__(self, setting: Setting, device: str):
         self.setting, self.device = setting, device
+        self.measures: dict[str, Any] = {}
         self.pipe = load(setting.base, dtype=DTYPES[setting.dtype], device=device)
         self._known: dict[tuple, Mapping[str, Any]] = {}
 
@@ -208,7 +246,7 @@ class RealDrawer:
         """Its picture alone."""
         return compose(
             self.pipe, job.scene, method=job.method, settings=dict(job.settings),
-            progress=False, allow_pickle=self.setting.allow_pickle,
+            progress=False,
         )  # fmt: skip
 
     def _findings(self, job: RealJob, image: Any) -> Findings:
@@ -216,17 +254,18 @@ class RealDrawer:
         known = self._features(nouns)
         scorer = Scorer(self.scorer.clip, self.scorer.dino, known)
         text = pass_prompt(job.scene.parsed, ()).text
-        made = scorer.scores(image, text, nouns, self.segmenter if known else None)
+        cut = None
+        if known and self.segmenter is not None:
+            cut = instances_by_noun(image, nouns.values(), self.segmenter)
+        made = scorer.scores(image, text, nouns, cut)
         scores: dict[str, Any] = {}
         for name, like in made.items():
             scores[name] = like["cosine"] if name == "clip_t" else dict(like["by_concept"])
         outcomes: dict[str, str] = {}
         kind = next((k for k in ("instance_dino", "instance_clip_i") if k in known), None)
-        if kind is not None and self.segmenter is not None:
-            encoder = scorer.encoders[kind.removeprefix("instance_")]
-            each = {n: instances_of(image, n, self.segmenter) for n in set(nouns.values())}
-            cut = features_of({noun: images for noun, images in each.items() if images}, encoder)
-            outcomes = verdicts(cut, nouns, {name: known[kind][name] for name in nouns})
+        if kind is not None and cut is not None:
+            found = features_of(cut, scorer.encoders[kind.removeprefix("instance_")])
+            outcomes = verdicts(found, nouns, {name: known[kind][name] for name in nouns})
         return Findings(outcomes, scores=scores)
 
     def _features(self, nouns: Mapping[str, str]) -> Mapping[str, Any]:

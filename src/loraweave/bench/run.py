@@ -59,7 +59,8 @@ def run_jobs(
         engine: `local` or `ray`, see `engines`.
         workers: how many jobs are in flight.
         keep: the pictures, too, as `SUITE/METHOD/KEY.png`; what is finished without is drawn again.
-        flops: count them, too, in every picture that is drawn now, which is then drawn twice.
+        flops: count them, too; every picture is then drawn twice, also those that are finished
+            without.
 
     Returns:
         How many were `run` and how many were `found`; `failed` has the others, each with its
@@ -72,11 +73,14 @@ def run_jobs(
     """
     paths = dict.fromkeys(result_file(folder, job.suite, job.method) for job in jobs)
     there = {path: read_results(path) for path in paths}
-    todo = [
-        job for job in jobs
-        if job.key not in there[result_file(folder, job.suite, job.method)]
-        or (keep and not _kept(folder, job))
-    ]  # fmt: skip
+    unlike = {job.key: job for job in jobs}
+
+    def lacks(job: AnyJob) -> bool:
+        found = there[result_file(folder, job.suite, job.method)].get(job.key)
+        uncounted = flops and found is not None and "tflops" not in found["cost"]
+        return found is None or uncounted or (keep and not _kept(folder, job))
+
+    todo = [job for job in unlike.values() if lacks(job)]
     failed = []
     if todo:
         with closing(finished_jobs(todo, engine, workers, keep, flops)) as finished:
@@ -88,7 +92,7 @@ def run_jobs(
                     })  # fmt: skip
                 else:
                     _keep(folder, job, result, pictures)
-    return {"run": len(todo) - len(failed), "found": len(jobs) - len(todo), "failed": failed}
+    return {"run": len(todo) - len(failed), "found": len(unlike) - len(todo), "failed": failed}
 
 
 def _kept(folder: Path, job: AnyJob) -> bool:
@@ -109,7 +113,11 @@ def _keep(folder: Path, job: AnyJob, result: dict[str, Any], pictures: Sequence[
             place.parent.mkdir(exist_ok=True)
             write_atomically(place, data)
         with FileLock(path.with_name(f".{path.stem}.lock")):
-            results = read_results(path) | {job.key: result}
+            results = read_results(path)
+            counted = results.get(job.key, {}).get("cost", {}).get("tflops")
+            if counted is not None:
+                result["cost"].setdefault("tflops", counted)
+            results[job.key] = result
             text = json.dumps({"suite": job.suite, "method": job.method, "jobs": results}, indent=1)
             write_atomically(path, f"{text}\n".encode())
     except OSError as error:

@@ -60,7 +60,10 @@ def read_suite(name: str) -> Suite:
         MethodError: no such suite.
         SceneError: something is wrong with the file.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml", ".json")) else FOLDER / f"{name}.yaml"
+    own = name.endswith((".yaml", ".yml", ".json"))
+    if own and Path(name).stem in suite_names():
+        raise MethodError(f"{name}: there is a suite {Path(name).stem!r}; call yours otherwise")
+    path = Path(name) if own else FOLDER / f"{name}.yaml"
     if name not in suite_names() and (path.parent == FOLDER or not path.is_file()):
         hint = close_match(name, suite_names())
         raise MethodError(f"no suite {name!r}{hint}; there are: {', '.join(suite_names())}")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 Row = Mapping[str, Any]
+WHERE = "on the miniature"
 
 
 def _percent(key: str) -> Callable[[Row], str]:
@@ -86,13 +87,15 @@ def cells(rows: Mapping[str, Row], columns: Iterable[str] = COLUMNS) -> list[lis
     return [["method", *used], *([name, *line] for name, line in zip(rows, zip(*used.values())))]
 
 
-def markdown(tables: Mapping[str, Mapping[str, Row]], columns: Iterable[str] = COLUMNS) -> str:
+def markdown(
+    tables: Mapping[str, Mapping[str, Row]], columns: Iterable[str] = COLUMNS, where: str = WHERE
+) -> str:
     """A heading and a table for each suite."""
     parts = []
     for suite, rows in tables.items():
         head, *lines = cells(rows, columns)
         lines = [[f"`{line[0]}`", *line[1:]] for line in lines]
-        parts.append(f"### {suite}\n\n{markdown_table(head, lines)}")
+        parts.append(f"### {suite}, {where}\n\n{markdown_table(head, lines)}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -102,12 +105,14 @@ def markdown_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in table)
 
 
-def latex(tables: Mapping[str, Mapping[str, Row]], columns: Iterable[str] = COLUMNS) -> str:
+def latex(
+    tables: Mapping[str, Mapping[str, Row]], columns: Iterable[str] = COLUMNS, where: str = WHERE
+) -> str:
     """A `table` with booktabs' rules for each suite."""
     parts = []
     for suite, rows in tables.items():
         head, *lines = cells(rows, columns)
-        caption = f"{suite}, on the miniature; percent with 95 % intervals"
+        caption = f"{suite}, {where}; percent with 95 % intervals"
         parts.append(latex_table(caption, head, lines))
     return "\n\n".join(parts) + "\n"
 

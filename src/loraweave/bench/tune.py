@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ..errors import MethodError
 from ..evaluate.bootstrap import bootstrap
 from ..methods import METHODS, get_method
 from .jobs import suite_jobs
-from .report import finished_rows, share_right
+from .rates import share_right
+from .report import finished_rows
 from .run import run_jobs
 
 HELD_OUT = "heldout"
@@ -56,8 +59,6 @@ def read_search(method: str, given: Mapping[str, str]) -> dict[str, Dimension]:
     Raises:
         MethodError: no such method or setting, or a range that cannot be.
     """
-    import yaml
-
     settings = get_method(method, {}).settings
     if not given:
         known = ", ".join(type(settings).model_fields)
@@ -68,10 +69,10 @@ def read_search(method: str, given: Mapping[str, str]) -> dict[str, Dimension]:
             get_method(method, {key: None})  # says which there are
         parts = text.split(":")
         if len(parts) == 1:
-            dimension = Dimension(tuple(yaml.safe_load(part) for part in text.split(",")))
+            dimension = Dimension(tuple(_value(key, part) for part in text.split(",")))
             ends = dimension.choices
         else:
-            ends = tuple(yaml.safe_load(part) for part in parts[:2])
+            ends = tuple(_value(key, part) for part in parts[:2])
             numbers = all(
                 isinstance(end, int | float) and not isinstance(end, bool) for end in ends
             )
@@ -84,6 +85,17 @@ def read_search(method: str, given: Mapping[str, str]) -> dict[str, Dimension]:
             get_method(method, {key: end})
         found[key] = dimension
     return found
+
+
+def _value(key: str, text: str) -> Any:
+    try:
+        made = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise MethodError(f"--search {key}: {text!r} is no value") from None
+    try:  # 1e-3, which YAML 1.1 takes for a word
+        return float(text) if isinstance(made, str) else made
+    except ValueError:
+        return made
 
 
 def tune(
@@ -116,7 +128,8 @@ def tune(
         raise MethodError("optuna is not installed; use pip install 'loraweave[tune]'") from None
     if method not in METHODS:
         raise MethodError(f"no method {method!r}; there are: {', '.join(METHODS)}")
-    optuna.logging.set_verbosity(logging.WARNING)
+    optuna.logging.set_verbosity(logging.CRITICAL)  # its tracebacks are no message of ours
+    suite_jobs(suite, [method], "full", split="tuning", steps=steps)  # what is wrong is said now
 
     def shares(name: str, split: Any, own: Mapping[str, Any]) -> list[float]:
         jobs = list(itertools.islice(suite_jobs(

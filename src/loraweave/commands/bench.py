@@ -1,6 +1,7 @@
 """`loraweave bench`: suites of scenes, run so that they resume, and reported."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -44,6 +45,7 @@ def suites(as_json: options.AsJson = False) -> None:
 
 @app.command()
 def run(
+    context: typer.Context,
     suite: Suite = "pairs",
     methods: Methods = "merge,clora",
     size: Size = "quick",
@@ -82,7 +84,6 @@ def run(
     segmenter_model: Annotated[
         list[Path] | None, typer.Option(help="Folder of the segmenter's model, or two.")
     ] = None,
-    allow_pickle: options.AllowPickle = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Draw and judge what is not finished yet; one file a method in RESULTS/SUITE.
@@ -101,21 +102,21 @@ def run(
         check_device(device)
     names, jobs = names_of(methods), []
     own = settings_of(names, settings)
-    given = {"--base": base, "--lora-dir": lora_dir}
     if is_manifest(suite):
+        _refuse(context, OF_SUITES, f"{suite} says itself what is drawn")
         if base is None or lora_dir is None:
-            raise typer.BadParameter(f"{suite} needs {' and '.join(given)}")
+            raise typer.BadParameter(f"{suite} needs --base and --lora-dir")
         setting = Setting(
-            base, dtype, _text(clip), _text(dino), _text(references), segmenter,
-            tuple(str(path.resolve()) for path in segmenter_model or ()), allow_pickle,
+            str(Path(base).resolve()), dtype, _text(clip), _text(dino), _text(references),
+            segmenter, tuple(str(path.resolve()) for path in segmenter_model or ()),
         )  # fmt: skip
         jobs = real_jobs(
-            suite, names, setting, lora_dir, data, settings=own, first=scenes, device=device
-        )
+            suite, names, setting, lora_dir.resolve(), data, settings=own, first=scenes,
+            device=device,
+        )  # fmt: skip
         keep = True
     else:
-        if wrong := [name for name, value in given.items() if value is not None]:
-            raise typer.BadParameter(f"{suite} is drawn on the miniature; leave {wrong[0]} out")
+        _refuse(context, OF_MANIFESTS, f"{suite} is drawn on the miniature")
         jobs = suite_jobs(
             suite, names, size, split=split, steps=steps, settings=own, first=scenes,
             device=device,
@@ -134,6 +135,7 @@ def run(
 
 @app.command()
 def report(
+    context: typer.Context,
     suites: Annotated[
         list[str] | None, typer.Argument(help="Suites.", show_default="all with results")
     ] = None,
@@ -158,24 +160,31 @@ def report(
     as_json: options.AsJson = False,
 ) -> None:
     """Rates of what is finished, with 95 % bootstrap intervals and paired differences."""
-    from ..bench import NothingFinished, finished, suite_jobs, tables
+    from ..bench import NothingFinished, finished, methods_there, suite_jobs, tables
     from ..bench import report as made
     from ..bench.manifests import is_manifest
     from ..bench.report import report_all
     from ..errors import SceneError
     from .report import show_table
 
-    there = finished(results)
-    if not (wanted := suites or list(there)):
+    if not (wanted := suites or list(finished(results))):
         raise SceneError(f"no results in {results}; use `loraweave bench run`")
-    own = {suite: names_of(methods) if methods else there.get(suite, []) for suite in wanted}
+    manifests = {suite for suite in wanted if is_manifest(suite)}
+    own = {
+        suite: names_of(methods) if methods or suite in manifests else methods_there(results, suite)
+        for suite in wanted
+    }
     every = list(dict.fromkeys(name for names in own.values() for name in names))
     given = settings_of(every, settings)
-    found = {}
+    found: dict[str, Any] = {}
+    places: dict[str, str] = {}
     for suite, names in own.items():
-        if is_manifest(suite):
-            asked = names_of(methods) if methods else None
-            found[Path(suite).stem] = report_all(results, Path(suite).stem, asked, against)
+        if suite in manifests:
+            wrong = (*OF_SUITES, "settings", "scenes", "device")
+            _refuse(context, wrong, f"{suite} is reported whole")
+            name = Path(suite).stem
+            found[name] = report_all(results, name, names or None, against)
+            places[name] = OWN_BASE
             continue
         if not names:
             raise SceneError(f"no results of {suite!r} in {results}; use `loraweave bench run`")
@@ -190,18 +199,21 @@ def report(
                 raise
     if not found:
         raise SceneError(f"nothing of this is finished in {results}; use `loraweave bench run`")
+    places = {suite: places.get(suite, tables.WHERE) for suite in found}
     if as_json:
         typer.echo(json.dumps(found, indent=2))
+    elif form == "csv":
+        typer.echo(tables.comma_separated(found), nl=False)
     elif form == "table":
         for suite, rows in found.items():
-            show_table(*tables.cells(rows), title=suite)
+            show_table(*tables.cells(rows), title=f"{suite}, {places[suite]}")
     else:
         written = {
             "markdown": tables.markdown,
             "latex": tables.latex,
-            "csv": tables.comma_separated,
         }
-        typer.echo(written[form](found), nl=False)
+        for suite, rows in found.items():
+            typer.echo(written[form]({suite: rows}, where=places[suite]), nl=False)
 
 
 @app.command()
@@ -235,12 +247,14 @@ def check(
 
     if not is_manifest(suite):
         read = read_suite(suite)
+        for size in read.scenes:
+            read.drawn(size, "report")  # what cannot be is said here
         found: dict[str, Any] = {"name": read.name, "summary": read.summary, "base": "miniature",
                                  "scenes": {size: read.count(size) for size in SIZES}}  # fmt: skip
         faults: dict[str, str] = {}
     else:
         name, manifest = read_manifest(suite)
-        scenes, faults = checked(manifest, lora_dir or Path(), data)
+        scenes, faults = checked(manifest, lora_dir, data)
         concepts = {n for scene in scenes for n in scene.loras}
         found = {"name": name, "summary": manifest.summary, "source": manifest.source,
                  "needs": manifest.needs, "pictures": len(scenes), "loras": len(concepts),
@@ -248,6 +262,24 @@ def check(
     typer.echo(json.dumps(found, indent=2)) if as_json else show_values(found)
     if faults:
         raise typer.Exit(2)
+
+
+OF_SUITES = ("size", "split", "steps")
+OF_MANIFESTS = (
+    "base", "lora_dir", "data", "dtype", "clip", "dino", "references", "segmenter",
+    "segmenter_model",
+)  # fmt: skip
+"""Options that only one kind has."""
+OWN_BASE = "on a base of one's own"
+
+
+def _refuse(context: typer.Context, names: Sequence[str], reason: str) -> None:
+    """Raise for options that are given though they would not be used."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = {"settings": "set"}.get(name, name).replace("_", "-")
+            raise typer.BadParameter(f"{reason}; leave --{option} out")
 
 
 def _text(path: Path | None) -> str | None:

@@ -39,9 +39,9 @@ Workers = Annotated[int, typer.Option(min=1, help="How many jobs at a time.")]
 Data = Annotated[Path | None, typer.Option(help="Folder of a manifest's data files.")]
 
 
-def names_of(methods: str) -> list[str]:
-    """Names with commas between them."""
-    return list(dict.fromkeys(name.strip() for name in methods.split(",")))
+def names_of(methods: str | None) -> list[str]:
+    """Names with commas between them; none of None."""
+    return list(dict.fromkeys(n.strip() for n in (methods or "").split(",") if n.strip()))
 
 
 def settings_of(names: list[str], settings: list[str] | None) -> dict[str, dict[str, Any]]:

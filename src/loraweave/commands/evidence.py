@@ -22,11 +22,10 @@ def agreement(
 ) -> None:
     """How far the papers' scores say what the judge says, over all pictures with scores."""
     from ..bench import agreement as of
-    from ..bench import finished, suite_jobs
+    from ..bench import finished, methods_there, suite_jobs
     from .report import show_table
 
-    there = finished(results)
-    named = {suite: there.get(suite, []) for suite in suites or there}
+    named = {suite: methods_there(results, suite) for suite in suites or finished(results)}
     jobs = [job for suite, names in named.items() for job in suite_jobs(suite, names, size)]
     found = of(jobs, results)
     if as_json:
@@ -58,7 +57,7 @@ def ablation(
     as_json: options.AsJson = False,
 ) -> None:
     """One method with its settings changed one after the other, against its default."""
-    from ..bench import run_jobs, tables
+    from ..bench import NothingFinished, run_jobs, tables
     from ..bench.ablation import DEFAULT, ablation_jobs, ablation_report, read_ablation
     from ..bench.page import ablation_chart
     from ..files import write_atomically
@@ -73,7 +72,14 @@ def ablation(
     if run_first:
         each = [job for own in zip(*jobs.values()) for job in own]
         failed = run_jobs(each, results, workers=workers)["failed"]
-    rows = ablation_report(jobs, results)
+    for job in failed:
+        typer.echo(f"failed: {job['method']}, {job['scene']}: {job['fault']}", err=True)
+    try:
+        rows = ablation_report(jobs, results)
+    except NothingFinished:
+        if failed:
+            raise typer.Exit(1) from None
+        raise
     title = f"{read.method} on {read.suite}, one setting at a time"
     if chart is not None:
         write_atomically(chart, ablation_chart(rows, title, DEFAULT))
@@ -85,8 +91,6 @@ def ablation(
         written = {"markdown": tables.markdown, "latex": tables.latex,
                    "csv": tables.comma_separated}  # fmt: skip
         typer.echo(written[form]({title: rows}), nl=False)
-    for job in failed:
-        typer.echo(f"failed: {job['method']}, {job['scene']}: {job['fault']}", err=True)
     if failed:
         raise typer.Exit(1)
 
@@ -127,7 +131,9 @@ def grid(
     methods: Annotated[str, typer.Option(help="Names with commas.")] = "merge,clora",
     size: Size = "full",
     steps: Steps = 50,
-    scenes: First = 6,
+    scenes: Annotated[
+        int, typer.Option("--scenes", min=1, help="The first so many scene-seeds.")
+    ] = 6,
     results: Results = Path("results"),
 ) -> None:
     """Pictures that `bench run --pictures` kept, side by side, with what the judge finds."""

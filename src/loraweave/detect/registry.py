@@ -41,6 +41,17 @@ SEGMENTERS: dict[str, Entry] = {
 """By name. A program may add its own."""
 
 
+def check_segmenter(name: str, folders: int) -> None:
+    """Raise MethodError if there is no such segmenter, or it needs another number of folders."""
+    if name not in SEGMENTERS:
+        raise MethodError(f"no segmenter {name!r}; there are: {', '.join(SEGMENTERS)}")
+    if folders != (needed := SEGMENTERS[name].folders):
+        raise MethodError(
+            f"the segmenter {name!r} needs {needed} model folders and got {folders}; "
+            "name them with --segmenter-model, or with omg's setting segmenter_models"
+        )
+
+
 def get_segmenter(name: str, *folders: Path, device: str = "cpu") -> Segmenter:
     """A segmenter that is ready to look.
 
@@ -53,15 +64,8 @@ def get_segmenter(name: str, *folders: Path, device: str = "cpu") -> Segmenter:
         MethodError: no such segmenter, or other folders than it needs.
         ModelNotFound: nothing, or something else, in a folder.
     """
-    if name not in SEGMENTERS:
-        raise MethodError(f"no segmenter {name!r}; there are: {', '.join(SEGMENTERS)}")
-    entry = SEGMENTERS[name]
-    if len(folders) != entry.folders:
-        raise MethodError(
-            f"the segmenter {name!r} needs {entry.folders} model folders and got {len(folders)}; "
-            "name them with --segmenter-model, or with omg's setting segmenter_models"
-        )
-    make = entry.make
+    check_segmenter(name, len(folders))
+    make = SEGMENTERS[name].make
     if isinstance(make, str):
         module, _, attribute = make.partition(":")
         make = getattr(import_module(module), attribute)

@@ -17,7 +17,7 @@ from ..scene import Scene, scene_from_dict
 from .encoders import Clip, Dino
 from .references import read_picture, read_references
 from .scores import Features, Scorer, features_of
-from .similarity import instances_of
+from .similarity import instances_by_noun, instances_of
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,10 @@ def evaluate_pictures(
     entries = []
     for made in track(pictures, "evaluate", total=len(pictures)):
         text = pass_prompt(made.scene.parsed, ()).text
-        scores = scorer.scores(made.image, text, made.nouns, segmenter)
+        cut = None
+        if segmenter is not None:
+            cut = instances_by_noun(made.image, made.nouns.values(), segmenter)
+        scores = scorer.scores(made.image, text, made.nouns, cut)
         entries.append({"picture": str(made.path), "method": made.method, **scores})
     return {"pictures": entries, "mean": _means(entries)}
 

@@ -8,10 +8,9 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from ..detect import Segmenter
 from ..errors import SceneError
 from .encoders import Clip, Dino
-from .similarity import Encoder, instance_similarity, instances_of, to_references, to_text
+from .similarity import Encoder, instance_similarity, to_references, to_text
 
 Features = Mapping[str, Float[Tensor, "R D"]]
 """Of each concept's references. Where only means over all of them are asked for, as here, the mean
@@ -45,7 +44,7 @@ class Scorer:
 
     def scores(
         self, image: Image.Image, text: str, nouns: Mapping[str, str],
-        segmenter: Segmenter | None = None,
+        cut: Mapping[str, Sequence[Image.Image]] | None = None,
     ) -> dict[str, Any]:  # fmt: skip
         """Of one picture.
 
@@ -53,10 +52,11 @@ class Scorer:
             image: the picture.
             text: its prompt with plain nouns.
             nouns: of its concepts, by name.
-            segmenter: that finds instances; without one there are no scores of them.
+            cut: its instances by noun, see `instances_by_noun`; without it there are no scores
+                of them.
 
         Raises:
-            SceneError: a concept without references, or a noun that cannot be looked for.
+            SceneError: a concept without references.
         """
         scores: dict[str, Any] = {}
         features = {name: one.images([image])[0] for name, one in self.encoders.items()}
@@ -64,15 +64,11 @@ class Scorer:
             whole = {} if self.clip.fits(text) else {"truncated": True}
             like = to_text(features["clip_i"], self.clip.texts([text])[0])
             scores["clip_t"] = {**like, **whole}
-        cut: dict[str, list[Image.Image]] = {}
-        if segmenter is not None:
-            each = {n: instances_of(image, n, segmenter) for n in dict.fromkeys(nouns.values())}
-            cut = {noun: images for noun, images in each.items() if images}
         for name, encoder in self.encoders.items():
             if name in self.known:
                 scores[name] = to_references(features[name], self._of(name, nouns)).as_dict()
             instance = f"instance_{name}"
-            if segmenter is not None and instance in self.known:
+            if cut is not None and instance in self.known:
                 found = features_of(cut, encoder)
                 like = instance_similarity(found, nouns, self._of(instance, nouns))
                 scores[instance] = like.as_dict()

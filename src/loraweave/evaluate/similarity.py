@@ -5,7 +5,7 @@ concept's reference pictures, then the least, the mean and the largest over the 
 of DINO give its "DINO", of CLIP its "CLIP-I"; CLIP-T is the cosine with the prompt's features.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -105,6 +105,18 @@ def instances_of(image: Image.Image, noun: str, segmenter: Segmenter) -> list[Im
     except KeyError:
         raise SceneError(f"the segmenter cannot look for {noun!r}") from None
     return [cut for mask in masks if (cut := cut_out(image, mask)) is not None]
+
+
+def instances_by_noun(
+    image: Image.Image, nouns: Collection[str], segmenter: Segmenter
+) -> dict[str, list[Image.Image]]:
+    """Every instance of some nouns, cut out; nouns without any are left out.
+
+    Raises:
+        SceneError: a noun that the segmenter cannot look for.
+    """
+    found = {noun: instances_of(image, noun, segmenter) for noun in dict.fromkeys(nouns)}
+    return {noun: images for noun, images in found.items() if images}
 
 
 def instance_similarity(

@@ -1,7 +1,8 @@
 """Right, missing, duplicated, swapped or blended, by a segmenter and an encoder.
 
-The definitions of the miniature's judge for any base: instances are what the segmenter finds of a
-noun, likeness is the mean cosine with the instances in a concept's own reference pictures.
+The outcomes of the miniature's judge, for any base: instances are what the segmenter finds of a
+noun, likeness is the mean cosine with the instances in a concept's own reference pictures. There is
+no margin to another concept: how large it should be for such encoders nobody has measured.
 """
 
 from collections import Counter

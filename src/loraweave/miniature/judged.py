@@ -126,7 +126,9 @@ class SceneDrawer:
         texts = []
         for image, name in zip(images, scene.names):
             found = self.judge.examine(image, scene.alone(name), {})
-            outcomes |= found.outcomes
+            for what, outcome in found.outcomes.items():  # of what is in all, the worst
+                if outcomes.get(what, "right") == "right":
+                    outcomes[what] = outcome
             texts.append(found.scores["clip_t"])
             for kind in SCORES:
                 scores[kind] = scores.get(kind, {}) | found.scores[kind]

@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from ..evaluate.similarity import instances_by_noun
 from ..layout.boxes import Box, containment, intersection_over_union
 from .concepts import KNOWN
 from .extras import EXTRAS
@@ -64,7 +65,7 @@ class SceneJudge:
             scene: all of it is asked for.
             boxes: of a placed scene.
         """
-        outcomes, found = self._subjects(image, scene)
+        outcomes, found = self.subjects(image, scene)
         outcomes |= self._extras(image, scene, found)
         scores = self.scores(image, scene)
         if not boxes:
@@ -85,13 +86,14 @@ class SceneJudge:
         if scene.attribute is not None:
             wanted[scene.attribute[0]] += 1
         looking = Looking(self.judge, wanted)
-        made = self.scorer.scores(image, scene.plain_prompt, nouns, looking)
+        cut = instances_by_noun(image, nouns.values(), looking)
+        made = self.scorer.scores(image, scene.plain_prompt, nouns, cut)
         scores: dict[str, Any] = {"clip_t": round(made["clip_t"]["cosine"], 4)}
         for name in SCORES:
             scores[name] = {c: round(v, 4) for c, v in made[name]["by_concept"].items()}
         return scores
 
-    def _subjects(
+    def subjects(
         self, image: Image.Image, scene: ConceptScene
     ) -> tuple[dict[str, str], dict[str, Instance]]:
         """The outcome of each subject, and which instance is whose, which nobody can say of a

@@ -67,9 +67,17 @@ class SceneRule(Data):
             raise SceneError("relations and wordings are of 2 concepts")
         if self.adds is not None and self.wordings:
             raise SceneError("give wordings or something that scenes add, not both")
+        if self.placed and self.adds in ("style", "relation"):
+            raise SceneError(f"whether boxes are kept cannot be judged with adds: {self.adds}")
+        if self.concepts + (self.adds == "attribute") > MOST:
+            raise SceneError(f"a scene has {MOST} subjects at most, that without a LoRA included")
+        if self.adds == "attribute" and not self.placed:
+            raise SceneError("adds: attribute needs placed: true")
         return self
 
 
+MOST = 5
+"""Subjects of a scene."""
 PAIRS = SceneRule(name="pairs", concepts=2)
 
 
@@ -145,7 +153,8 @@ class ConceptScene:
 
     def alone(self, name: str) -> "ConceptScene":
         """The same with one of its concepts only."""
-        return replace(self, names=(name,), relation=None, wording=0)
+        worn = self.worn if self.worn is not None and self.worn[1] == name else None
+        return replace(self, names=(name,), worn=worn, relation=None, wording=0)
 
     def boxes(self) -> dict[str, Box]:
         """Of each concept's subject in the drawing, as tight as it gets: left, top, right, bottom
@@ -215,7 +224,8 @@ def _kinds(rule: SceneRule) -> dict[str, list[str]]:
         kinds.setdefault(concept.kind, []).append(name)
     if rule.classes == "same":
         kinds = {kind: names for kind, names in kinds.items() if len(names) >= rule.concepts}
-    if len(kinds) < (1 if rule.classes == "same" else rule.concepts):
+    needed = 1 if rule.classes == "same" else rule.concepts
+    if len(kinds) < needed + (rule.adds == "attribute"):
         raise SceneError(f"the suite {rule.name!r} asks for more than its pool of concepts has")
     return kinds
 
@@ -226,7 +236,8 @@ def _with_addition(
     if rule.adds == "style":
         return replace(scene, style=rng.choice(list(STYLES)))
     if rule.adds == "attribute":
-        others = [kind for kind in kinds if kind != KNOWN[scene.names[0]].kind]
+        there = {KNOWN[name].kind for name in scene.names}
+        others = [kind for kind in kinds if kind not in there]
         return replace(scene, attribute=(rng.choice(others), rng.choice(ATTRIBUTES)))
     if rule.adds == "place":
         place = rng.choice([name for name, extra in EXTRAS.items() if extra.kind == "place"])

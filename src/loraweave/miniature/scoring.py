@@ -1,7 +1,7 @@
 """The papers' scores with the encoders and references that ship with the miniature.
 
 Of the references only means are kept: the mean cosine with unit vectors is the product with their
-mean, so nothing is lost (`loraweave evaluate` with the pictures themselves says the same).
+mean, so nothing is lost.
 """
 
 import hashlib
@@ -85,13 +85,25 @@ def shipped_references(hashes: Mapping[str, str]) -> Mapping[str, Features]:
     return found
 
 
+@cache
+def scorer_version() -> str:
+    """The first 12 hexadecimal digits of a hash over what the scores of pictures depend on."""
+    paths = [p for folder in (CLIP, DINO) for p in sorted(folder.iterdir())]
+    paths += [REFERENCES, WEIGHTS / "judge" / "segmenter.safetensors"]
+    return _digest(WEIGHTS, paths)[:12]
+
+
 def references_version(weights: Path, names: Sequence[str]) -> str:
     """A hash over what the references of some concepts are made with; their file says it, too."""
     paths = [p for part in ("base", "clip", "dino") for p in sorted((weights / part).rglob("*"))]
     paths += [weights / "judge" / name for name in ("judge.json", "segmenter.safetensors")]
     paths += [weights / "loras" / f"{name}.safetensors" for name in names]
+    return _digest(weights, [path for path in paths if path.is_file()])
+
+
+def _digest(weights: Path, paths: Sequence[Path]) -> str:
     digest = hashlib.sha256()
-    for path in (path for path in paths if path.is_file()):
+    for path in paths:
         own = hashlib.sha256(path.read_bytes()).hexdigest()
         digest.update(f"{path.relative_to(weights)} {own}".encode())
     return digest.hexdigest()

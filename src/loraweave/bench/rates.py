@@ -1,0 +1,130 @@
+"""Rates of some results, with 95 % bootstrap intervals over scene-seeds.
+
+Results of one scene with one noise are one draw of the bootstrap, in whatever wordings it came.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from statistics import mean
+from typing import Any
+
+from ..evaluate.bootstrap import bootstrap
+from ..miniature.judged import LEAST_OVERLAP
+from ..miniature.scoring import SCORES, scorer_version
+
+FAILURES = ("missing", "duplicated", "swapped", "blended")
+Row = dict[str, Any]
+_NOT_THE_SCENE = ("method", "settings", "wording", "miniature", "package", "device", "steps")
+
+
+def scene_seed(row: Mapping[str, Any]) -> str:
+    """The same for results of one scene with one noise, by any method and in any wording."""
+    told = {key: value for key, value in row["job"].items() if key not in _NOT_THE_SCENE}
+    return json.dumps(told, sort_keys=True)
+
+
+def rates(found: Sequence[Row], missing: int) -> Row:
+    """What `report` says of one method.
+
+    Args:
+        found: its results.
+        missing: how many jobs are not finished.
+    """
+    if not found:
+        return {"scenes": 0, "open": missing}
+    costs = [row["cost"] for row in found]
+    keys = dict.fromkeys(key for cost in costs for key in cost)
+    told: Row = {"scenes": len(found), "open": missing}
+    # Without a segmenter nobody has looked for the concepts of a real base's pictures.
+    if judged := [row for row in found if row["outcomes"]]:
+        outcomes = [o for row in judged for o in row["outcomes"].values()]
+        told |= estimate("success", judged, success) | estimate("right", judged, share_right)
+        told |= {kind: round(outcomes.count(kind) / len(outcomes), 4) for kind in FAILURES}
+    if all("places" in row for row in found):
+        told |= _places(found)
+    extras = [
+        outcome == "right" for row in found
+        for name, outcome in row["outcomes"].items() if name not in row["job"]["names"]
+    ]  # fmt: skip
+    if extras:
+        told["extra"] = round(mean(extras), 4)
+    told |= _scores([row for row in found if row.get("scores") and _current(row)])
+    told["cost"] = {key: mean(cost[key] for cost in costs if key in cost) for key in keys}
+    return told
+
+
+def _current(row: Row) -> bool:
+    """Whether its scores are by the encoders that ship now; a real base's are in its key."""
+    return "models" in row["job"] or row.get("scorer") == scorer_version()
+
+
+def _places(found: Sequence[Row]) -> Row:
+    told = estimate("in_place", found, in_place)
+    for kind, what in (
+        ("layout_iou", "places"), ("containment", "contained"), ("likeness", "likeness"),
+    ):  # fmt: skip
+        if all(what in row for row in found):  # results before containment go without
+            told |= estimate(kind, found, lambda row, what=what: mean(row[what].values()))
+    return told
+
+
+def _scores(found: Sequence[Row]) -> Row:
+    """Of those pictures that have been scored, each score over those that have it."""
+    if not found:
+        return {}
+    told: Row = {"scored": len(found)}
+    if texts := [row for row in found if "clip_t" in row["scores"]]:
+        told |= estimate("clip_t", texts, lambda row: row["scores"]["clip_t"])
+        told |= estimate("clip_t_score", texts, lambda row: 2.5 * max(row["scores"]["clip_t"], 0))
+    for kind in SCORES:
+        own = [row for row in found if row["scores"].get(kind)]
+        for name, of in (("min", min), ("avg", mean), ("max", max)):
+            if own:
+                told |= estimate(
+                    f"{kind}_{name}", own,
+                    lambda row, kind=kind, of=of: of(row["scores"][kind].values()),
+                )  # fmt: skip
+    return told
+
+
+def estimate(kind: str, found: Sequence[Row], of: Callable[[Row], float]) -> Row:
+    """`{kind: mean, kind_ci: [low, high]}` over some results."""
+    return _interval(kind, [(scene_seed(row), of(row)) for row in found])
+
+
+def differences(pairs: Sequence[tuple[Row, Row]]) -> Row:
+    """Of one method minus another one, scene by scene."""
+    kinds: dict[str, Callable[[Row], float]] = {}
+    if all(row["outcomes"] for pair in pairs for row in pair):
+        kinds = {"success": success, "right": share_right}
+    if all("places" in row for pair in pairs for row in pair):
+        kinds["in_place"] = in_place
+    told: Row = {}
+    for kind, of in kinds.items():
+        told |= _interval(kind, [(scene_seed(one), of(one) - of(two)) for one, two in pairs])
+    return told
+
+
+def _interval(kind: str, values: Sequence[tuple[str, float]]) -> Row:
+    clusters: dict[str, list[float]] = {}
+    for key, value in values:
+        clusters.setdefault(key, []).append(value)
+    interval = bootstrap([mean(own) for own in clusters.values()]).as_dict()
+    return {kind: interval["mean"], f"{kind}_ci": [interval["low"], interval["high"]]}
+
+
+def in_place(row: Row) -> float:
+    """Share of the concepts that are right and in their box."""
+    places, outcomes = row["places"], row["outcomes"]
+    return mean(places[n] >= LEAST_OVERLAP and outcomes[n] == "right" for n in places)
+
+
+def share_right(row: Row) -> float:
+    """Of what a picture's scene asks for."""
+    outcomes = row["outcomes"].values()
+    return sum(outcome == "right" for outcome in outcomes) / len(outcomes)
+
+
+def success(row: Row) -> float:
+    """1 if all is right."""
+    return float(share_right(row) == 1)
