@@ -32,6 +32,7 @@ check: setup
 
 docs: setup
 	$(BIN)/python docs/make_pictures.py
+	$(BIN)/python docs/fill_tables.py
 
 clean:
 	rm -rf $(VENV) demo build dist .pytest_cache .ruff_cache

@@ -9,7 +9,9 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from loraweave.api import compose
-from loraweave.bench import read_suite
+from loraweave.bench import read_suite, run_jobs, suite_jobs
+from loraweave.bench.grid import grid
+from loraweave.bench.page import agreement_chart, charts, gathered
 from loraweave.evaluate.figures import labelled_grid, maps_figure, with_boxes
 from loraweave.loading import load
 from loraweave.lora_ref import LoraRef
@@ -26,6 +28,7 @@ from loraweave.miniature.sketch import sketch_of
 from loraweave.miniature.world import BACKGROUNDS, FULL_WORLD, KINDS, render, sample_drawing
 
 PICTURES = Path(__file__).parent / "pictures"
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 def world_sample(columns: int = 8, rows: int = 4, size: int = 128) -> Image.Image:
@@ -168,6 +171,26 @@ def boxes_sample(drawer: SceneDrawer, path: Path, steps: int = 50) -> None:
     labelled_grid(rows, labels, title=title, marks=marks).quantize(256).save(path, optimize=True)
 
 
+def evidence(folder: Path) -> None:
+    """Charts of the committed results."""
+    found = gathered(RESULTS)
+    shown = {name: png for name, (_, png) in charts(found).items()}
+    scored = [job for suite, rows in found.items() for job in suite_jobs(suite, list(rows), "full")]
+    if (chart := agreement_chart(scored, RESULTS)) is not None:
+        shown["agreement"] = chart[1]
+    for name in ("success", "cost", "suites", "agreement", "failures_pairs", "failures_same_class"):
+        if name in shown:
+            (folder / f"results_{name}.png").write_bytes(shown[name])
+
+
+def findings_sample(path: Path, kept: Path) -> None:
+    """The first scenes of pairs by six methods, with what the judge finds drawn in."""
+    methods = ["base", "merge", "omg", "lora_composer", "clora", "true_masks"]
+    jobs = suite_jobs("pairs", methods, "full", first=5)
+    run_jobs(jobs, kept, keep=True)
+    grid(jobs, kept).quantize(256).save(path, optimize=True)
+
+
 def _in_place(judged: Judged) -> bool:
     places = judged.findings.places or {}
     return judged.right == 1 and min(places.values()) >= LEAST_OVERLAP
@@ -210,7 +233,9 @@ def main() -> None:
     methods_sample(SceneDrawer(), PICTURES / "methods.png")
     boxes_sample(SceneDrawer(), PICTURES / "boxes.png")
     boxes_maps(pipe, PICTURES / "boxes_maps.png")
+    evidence(PICTURES)
     with tempfile.TemporaryDirectory() as folder:
+        findings_sample(PICTURES / "findings.png", Path(folder))
         run_demo(Path(folder))
         for name in ("grid.png", "maps.png", "clora.png", "merge.png"):
             shutil.copyfile(Path(folder) / name, PICTURES / name)

@@ -76,9 +76,11 @@ class Job:
         return MiniatureDrawer(self.device)
 
     @property
-    def scene_key(self) -> str:
-        """The same for the same scene of the same suite, by whatever method."""
-        return f"{self.suite} {self.scene}"
+    def scene_key(self) -> tuple:
+        """The same for the same scene of the same suite, by whatever method; in a fixed order."""
+        scene = self.scene
+        own = scene.names, scene.background, scene.seed, scene.style or ""
+        return self.suite, *own, str(scene)
 
     @property
     def key(self) -> str:

@@ -139,7 +139,12 @@ def _by_number(
         for method, row in found.get(suite, {}).items():
             if f"{key}_ci" in row:
                 series.setdefault(method, {})[number] = _estimate(row, key)
-    return series
+    return _lines(series)
+
+
+def _lines(series: dict[str, dict[float, Estimate]]) -> dict[str, dict[float, Estimate]]:
+    """Those of methods that have more than a point."""
+    return {method: points for method, points in series.items() if len(points) > 1}
 
 
 def _costs(found: Mapping[str, Mapping[str, Row]]) -> dict[str, dict[float, Estimate]]:
@@ -150,7 +155,7 @@ def _costs(found: Mapping[str, Mapping[str, Row]]) -> dict[str, dict[float, Esti
             if "rows" in row.get("cost", {}):
                 cost = row["cost"]["rows"] + 2 * row["cost"]["backward_rows"]
                 series.setdefault(method, {})[number] = (cost, cost, cost)
-    return series
+    return _lines(series)
 
 
 def _estimate(row: Row, key: str) -> Estimate:

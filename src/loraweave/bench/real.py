@@ -102,9 +102,9 @@ class RealJob:
     device: str = "cpu"
 
     @property
-    def scene_key(self) -> str:
+    def scene_key(self) -> tuple:
         """The same for the same scene of the same suite, by whatever method."""
-        return f"{self.suite} {self.scene.prompt} {self.scene.seed}"
+        return self.suite, self.scene.prompt, self.scene.seed
 
     @property
     def label(self) -> str:

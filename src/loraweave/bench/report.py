@@ -14,7 +14,7 @@ from .rates import rates as rates_of
 from .run import read_results, result_file
 from .suites import read_suite, suite_names
 
-ByScene = dict[str, Row]
+ByScene = dict[Any, Row]
 
 
 class NothingFinished(SceneError):

@@ -1,6 +1,7 @@
 """What results say: agreement, ablations, searches, the papers' tables, one page."""
 
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -18,12 +19,12 @@ def agreement(
     ] = None,
     size: Size = "full",
     results: Results = Path("results"),
+    form: Format = "table",
     as_json: options.AsJson = False,
 ) -> None:
     """How far the papers' scores say what the judge says, over all pictures with scores."""
     from ..bench import agreement as of
     from ..bench import finished, methods_there, suite_jobs
-    from .report import show_table
 
     named = {suite: methods_there(results, suite) for suite in suites or finished(results)}
     jobs = [job for suite, names in named.items() for job in suite_jobs(suite, names, size)]
@@ -39,7 +40,7 @@ def agreement(
         for name, row in found.items()
     ]  # fmt: skip
     lines.append(["pictures", str(counts["all"]), *(str(counts[kind]) for kind in kinds)])
-    show_table(["score", "rank correlation", *kinds], *lines)
+    _show(form, "what the papers' scores see", ["score", "rank correlation", *kinds], lines)
 
 
 def ablation(
@@ -185,12 +186,9 @@ def papers(
     from ..bench import NothingFinished, suite_jobs
     from ..bench import report as made
     from ..bench.papers import paper_tables, side_by_side
-    from ..bench.tables import csv_text, latex_table, markdown_table
     from ..errors import MethodError
-    from .report import show_table
 
     known = paper_tables()
-    written = {"markdown": markdown_table, "csv": csv_text}
     shown = {}
     for name in [name if " " in name else f"clora {name}" for name in tables or known]:
         if name not in known:
@@ -205,11 +203,19 @@ def papers(
         typer.echo(json.dumps({name: asdict(cells) for name, cells in shown.items()}, indent=2))
         return
     for name, cells in shown.items():
-        title = f"{name}: {cells.title}"
-        if form == "table":
-            show_table(cells.head, *cells.lines, title=title)
-        elif form == "latex":
-            typer.echo(latex_table(title, cells.head, cells.lines) + "\n")
-        else:
-            heading = f"### {title}\n\n" if form == "markdown" else f"# {title}\n"
-            typer.echo(heading + written[form](cells.head, cells.lines) + "\n", nl=False)
+        _show(form, f"{name}: {cells.title}", cells.head, cells.lines)
+
+
+def _show(form: str, title: str, head: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    """One table in the form that is asked for."""
+    from ..bench.tables import csv_text, latex_table, markdown_table
+    from .report import show_table
+
+    if form == "table":
+        show_table(list(head), *map(list, lines), title=title)
+    elif form == "latex":
+        typer.echo(latex_table(title, head, lines) + "\n")
+    elif form == "csv":
+        typer.echo(f"# {title}\n{csv_text(head, lines)}")
+    else:
+        typer.echo(f"### {title}\n\n{markdown_table(head, lines)}\n")

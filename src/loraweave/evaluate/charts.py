@@ -5,6 +5,7 @@ colour alone is not for all eyes.
 """
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from scipy.optimize import isotonic_regression
 
 Estimate = tuple[float, float, float]
 """Mean, and the ends of its 95 % interval."""
@@ -70,16 +72,18 @@ def curves(
 def _name_ends(
     ax: Axes, ends: Sequence[tuple[float, float, str]], own: Mapping[str, str], logarithmic: bool
 ) -> None:
-    """Names at the ends of lines, moved apart where they would touch."""
+    """Names at the ends of lines, moved apart, as little as it takes, where they would touch."""
     low, high = ax.get_ylim()
-    forth, back = (np.log10, lambda v: 10**v) if logarithmic else (float, float)
-    room = (forth(high) - forth(low)) / 19
-    last = -np.inf
-    for value, x, name in sorted(ends):
-        last = max(forth(max(value, 1e-9)) if logarithmic else value, last + room)
+    if logarithmic:
+        low, high = np.log10(low), np.log10(high)
+    steps = (high - low) / 19 * np.arange(len(ends))
+    ends = sorted(ends)
+    values = np.array([value for value, *_ in ends])
+    places = isotonic_regression((np.log10(values) if logarithmic else values) - steps).x + steps
+    for (_, x, name), place in zip(ends, places):
         ax.annotate(
-            name, (x, back(last)), xytext=(7, 0), textcoords="offset points", va="center",
-            color=own[name], fontsize=9, parse_math=False,
+            name, (x, 10**place if logarithmic else place), xytext=(7, 0), va="center",
+            textcoords="offset points", color=own[name], fontsize=9, parse_math=False,
         )  # fmt: skip
 
 
@@ -165,9 +169,12 @@ def _number(value: float | None) -> float:
 
 
 def _new(width: float, height: float, title: str) -> tuple[Figure, Axes]:
-    figure = Figure((width, height), layout="constrained", facecolor="white")
+    lines = textwrap.wrap(title, max(20, int(14 * width)))
+    size = width, height + 0.18 * (len(lines) - 1)
+    figure = Figure(size, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=10, color=INK, x=0.01, ha="left", parse_math=False)
+    heading = "\n".join(lines)
+    figure.suptitle(heading, fontsize=10, color=INK, x=0.01, ha="left", parse_math=False)
     ax: Any = figure.subplots()
     ax.spines[["top", "right"]].set_visible(False)
     ax.spines[["left", "bottom"]].set_color(FAINT)

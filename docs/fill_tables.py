@@ -1,0 +1,40 @@
+"""Write the tables of results.md again, each by the command that stands above it (`make docs`)."""
+
+import re
+import shlex
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from loraweave.cli import app
+
+PAGE = Path(__file__).parent / "results.md"
+BLOCK = re.compile(r"(<!-- loraweave (.*?) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
+TITLE = re.compile(r"^### .*\n\n", flags=re.MULTILINE)
+
+
+def filled(text: str, results: Path) -> str:
+    """A page with its tables made from results.
+
+    Args:
+        text: of the page.
+        results: folder of them.
+
+    Raises:
+        RuntimeError: a command failed.
+    """
+    return BLOCK.sub(lambda found: _block(found, results), text)
+
+
+def _block(found: re.Match[str], results: Path) -> str:
+    words = shlex.split(found[2])
+    given = str(results / words.pop()) if words[-2:-1] == ["--results"] else str(results)
+    words = words[:-1] if words[-1] == "--results" else words
+    out = CliRunner().invoke(app, [*words, "--format", "markdown", "--results", given])
+    if out.exit_code:
+        raise RuntimeError(f"{found[2]}: {out.stderr}")
+    return found[1] + "\n" + TITLE.sub("", out.stdout).strip() + "\n\n" + found[3]
+
+
+if __name__ == "__main__":
+    PAGE.write_text(filled(PAGE.read_text(), PAGE.parents[1] / "results"))

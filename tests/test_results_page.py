@@ -1,0 +1,39 @@
+"""The tables of docs/results.md are what their commands print from the committed results."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+@pytest.fixture(scope="module")
+def filled():
+    sys.path.insert(0, str(DOCS))
+    try:
+        from fill_tables import filled
+    finally:
+        sys.path.remove(str(DOCS))
+    return filled
+
+
+def test_every_table_is_what_its_command_prints(filled):
+    text = (DOCS / "results.md").read_text()
+    assert text.count("<!-- loraweave ") >= 6
+    assert filled(text, DOCS.parent / "results") == text
+
+
+def test_a_table_that_is_not_is_noticed(filled):
+    text = (DOCS / "results.md").read_text()
+    start = text.index("<!-- loraweave bench papers 1b")
+    one = text[start : text.index("<!-- end -->", start) + 12]
+    assert filled(one.replace("| 3.2 |", "| 3.3 |"), DOCS.parent / "results") == one
+
+
+def test_every_picture_of_the_docs_is_there():
+    import re
+
+    for page in DOCS.glob("*.md"):
+        for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page.read_text()):
+            assert (page.parent / path).is_file(), (page.name, path)
