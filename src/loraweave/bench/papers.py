@@ -96,11 +96,12 @@ def side_by_side(paper: Paper, table: PaperTable, ours: Mapping[str, Row]) -> Ce
     named = {f"{label} (here)": ours.get(str(method), {}) for label, method in here.items()}
     others = {f"{m} (here)": row for m, row in ours.items() if m not in here.values()}
     columns = named | others
-    head = ["", *columns, *(f"{label} (paper)" for label in table.figures)]
+    stated = {label: own for label, own in table.figures.items() if set(own) - {OURS}}
+    head = ["", *columns, *(f"{label} (paper)" for label in stated)]
     lines = []
     for key, label in table.rows.items():
         own = [_measured(key, row) for row in columns.values()]
-        theirs = [_stated(figures.get(key)) for figures in table.figures.values()]
+        theirs = [_stated(figures.get(key)) for figures in stated.values()]
         lines.append([label, *own, *theirs])
     counts = sorted({row["scenes"] for row in ours.values()}) or [0]
     scenes = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
