@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from ..errors import SceneError
 from . import evidence, options
 from .bench_options import (
     SIZES,
@@ -105,7 +106,7 @@ def run(
     if is_manifest(suite):
         _refuse(context, OF_SUITES, f"{suite} says itself what is drawn")
         if base is None or lora_dir is None:
-            raise typer.BadParameter(f"{suite} needs --base and --lora-dir")
+            raise SceneError(f"{suite} needs --base and --lora-dir")
         setting = Setting(
             str(Path(base).resolve()), dtype, _text(clip), _text(dino), _text(references),
             segmenter, tuple(str(path.resolve()) for path in segmenter_model or ()),
@@ -164,7 +165,6 @@ def report(
     from ..bench import report as made
     from ..bench.manifests import is_manifest
     from ..bench.report import report_all
-    from ..errors import SceneError
     from .report import show_table
 
     if not (wanted := suites or list(finished(results))):
@@ -279,7 +279,7 @@ def _refuse(context: typer.Context, names: Sequence[str], reason: str) -> None:
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
             option = {"settings": "set"}.get(name, name).replace("_", "-")
-            raise typer.BadParameter(f"{reason}; leave --{option} out")
+            raise SceneError(f"{reason}; leave --{option} out")
 
 
 def _text(path: Path | None) -> str | None:
