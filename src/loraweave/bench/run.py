@@ -1,7 +1,7 @@
 """Running jobs; what is finished stays finished."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,13 @@ def _kept(folder: Path, job: AnyJob) -> bool:
     return len(paths) == len(picture_files(folder, job))
 
 
+def results_text(suite: str, method: str, jobs: Mapping[str, dict[str, Any]]) -> str:
+    """What a file of results holds: JSON with a line for each job, small and fit for diffs."""
+    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(jobs[key])}" for key in jobs)
+    head = f'"suite": {json.dumps(suite)}, "method": {json.dumps(method)}'
+    return f'{{{head}, "jobs": {{\n{lines}\n}}}}\n'
+
+
 def _keep(folder: Path, job: AnyJob, result: dict[str, Any], pictures: Sequence[bytes]) -> None:
     """Add a result to its file, with what others have written there meanwhile; pictures first, so
     that no result says that they are there when they are not."""
@@ -118,7 +125,6 @@ def _keep(folder: Path, job: AnyJob, result: dict[str, Any], pictures: Sequence[
             if counted is not None:
                 result["cost"].setdefault("tflops", counted)
             results[job.key] = result
-            text = json.dumps({"suite": job.suite, "method": job.method, "jobs": results}, indent=1)
-            write_atomically(path, f"{text}\n".encode())
+            write_atomically(path, results_text(job.suite, job.method, results).encode())
     except OSError as error:
         raise SceneError(f"cannot write {path}: {error.strerror}") from None
