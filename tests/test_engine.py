@@ -351,7 +351,7 @@ def scaled(z):
 def test_gradient_equals_autograd_through_the_whole_denoiser(double, loras, mode, halves):
     z = latents(dtype=torch.float64)
     with engine(double, loras) as (executor, passes):
-        loss, found = executor.gradient(passes, z, scaled, T, loss_of, halves=halves, mode=mode)
+        loss, found, _ = executor.gradient(passes, z, scaled, T, loss_of, halves=halves, mode=mode)
         leaf = z.clone().requires_grad_()
         maps = executor.evaluate(passes, scaled(leaf), T, halves=halves).maps  # not stopped
         value = loss_of(maps)
@@ -367,10 +367,10 @@ def test_gradient_equals_autograd_through_the_whole_denoiser(double, loras, mode
 def test_each_picture_has_a_loss_and_a_gradient_of_its_own(double, loras, mode):
     z = torch.cat([latents(dtype=torch.float64, seed=s) for s in (3, 4)])
     with engine(double, loras) as (executor, passes):
-        losses, found = executor.gradient(passes, z, scaled, T, loss_of, mode=mode)
+        losses, found, _ = executor.gradient(passes, z, scaled, T, loss_of, mode=mode)
         alone = [executor.gradient(passes, one, scaled, T, loss_of) for one in z.split(1)]
-    torch.testing.assert_close(losses, torch.cat([loss for loss, _ in alone]), atol=1e-10, rtol=0)
-    expected = torch.cat([gradient for _, gradient in alone])
+    torch.testing.assert_close(losses, torch.cat([loss for loss, *_ in alone]), atol=1e-10, rtol=0)
+    expected = torch.cat([gradient for _, gradient, _ in alone])
     torch.testing.assert_close(found, expected, atol=1e-8 * expected.abs().max().item(), rtol=1e-8)
 
 
@@ -379,7 +379,7 @@ def test_gradient_equals_finite_differences(double, loras):
     direction = latents(dtype=torch.float64, seed=9)
     direction /= direction.norm()
     with engine(double, loras) as (executor, passes):
-        _, gradient = executor.gradient(passes, z, scaled, T, loss_of)
+        _, gradient, _ = executor.gradient(passes, z, scaled, T, loss_of)
         with torch.no_grad():
             ahead, behind = (
                 loss_of(executor.evaluate(passes, scaled(z + s * direction), T).maps)

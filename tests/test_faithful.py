@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import loraweave
+from loraweave.bench.naive import NaivePass, naive_clora
 from loraweave.miniature.shipped import lora_file
-from plain_clora import PlainPass, plain_clora
 
 pytestmark = pytest.mark.filterwarnings("ignore:Already found a .peft_config.:UserWarning")
 
@@ -53,9 +53,9 @@ def test_every_latent_of_ten_steps(updating):
     base, cat, dog = TEXTS
     at = lambda text, *words: positions(stock, text, words)  # noqa: E731
     passes = [
-        PlainPass(base, None, 1.0, []),
-        PlainPass(cat, "blackcat", 0.9, at(cat, "sks", "cat")),
-        PlainPass(dog, "golddog", 1.0, at(dog, "zwx", "dog")),
+        NaivePass(base, None, 1.0, []),
+        NaivePass(cat, "blackcat", 0.9, at(cat, "sks", "cat")),
+        NaivePass(dog, "golddog", 1.0, at(dog, "zwx", "dog")),
     ]
     groups = [
         [(0, *at(base, "cat")), (2, *at(dog, "cat")), *((1, n) for n in passes[1].tokens)],
@@ -64,7 +64,7 @@ def test_every_latent_of_ten_steps(updating):
     updates = [0] * STEPS
     if updating:
         updates = [3, 1, 1, 3, 1, 0, 0, 0, 0, 0]
-    expected = plain_clora(
+    expected = naive_clora(
         stock, passes, groups, noise, steps=STEPS, guidance=7.5, updates=updates, step_size=3.0,
         threshold=0.4, temperature=0.5,
     )  # fmt: skip

@@ -538,7 +538,7 @@ def test_one_step_in_plain_words(loras, variant):
         t, z = stage.scheduler.timesteps[0], start(torch.float64)
         path = [z]
         for _ in range(3):
-            _, gradient = stage.executor.gradient(
+            _, gradient, _ = stage.executor.gradient(
                 stage.passes, path[-1], lambda z: z, t, stage.loss,
                 halves="both" if variant == "faithful" else "conditional",
             )  # fmt: skip

@@ -16,7 +16,7 @@ from loraweave.prompt import parse_prompt, words_alone, words_between
 from loraweave.scene import scene_from_dict
 from prepared import PROMPT, composed_on
 
-WITH_REGIONS = ("masked", "regional", "lora_composer")
+WITH_REGIONS = ("masked", "regional", "lora_composer", "weave")
 BARE = {"presence": 0, "fill": 0, "leak": 0, "isolation": False, "reinitialise": "no"}
 LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
 
@@ -117,7 +117,8 @@ def test_prompts_of_regions(double, loras, method):
     assert texts == ["at night", "sks cat", "a zwx dog with a red ball"]
     assert len(words.of("b")) >= 2
     again = {"a": "[sks cat](a)", "b": "[zwx dog](b)"}
-    text = {} if method == "regional" else {"text": "alone"}
+    text = {"masked": {"text": "alone"}, "weave": {"context": 0.0, "early_context": 0.0}}
+    text = text.get(method, {})
     torch.testing.assert_close(
         draw(double, loras, method, prompts=again, settings=text).images,
         draw(double, loras, method, settings=text).images, atol=0, rtol=0,

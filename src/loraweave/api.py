@@ -253,9 +253,10 @@ def compose(
         "calls": calls.forward,
         "rows": calls.rows,
         "backward_rows": calls.backward_rows,
+        "texts": composed.texts,
         "losses": losses,
     }
-    return ComposeOutput(_joined(images, output_type), masks, maps, info)
+    return ComposeOutput(_joined(images, output_type), masks, maps, info, calls.work)
 
 
 def _draw(

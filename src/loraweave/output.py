@@ -35,12 +35,14 @@ class ComposeOutput:
             checker made it black, None without one) and "caveats" (why the record is not enough to
             make it again, None if it is); "notes", sentences about what was found in the LoRAs'
             files.
+        work: what the denoiser's calls computed, and how often.
     """
 
     images: Any
     masks: list[Tensor]
     maps: list[Tensor]
     info: dict[str, Any] = field(default_factory=dict)
+    work: Mapping[Any, int] = field(default_factory=dict)
 
     def save(self, path: str | Path, index: int = 0) -> Path:
         """Write picture `index` as PNG with its metadata; see `save_png`.

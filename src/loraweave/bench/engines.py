@@ -19,9 +19,9 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import MethodError
+from ..evaluate.flops import flop_counter
 from ..miniature.judged import Judged
 from ..output import versions
 from ..progress import silence_libraries
@@ -85,7 +85,7 @@ class Worker:
             drawer = self.drawers[place]
             judged = drawer.finish(job)
             if self.flops:  # apart: counting takes time, and moves some roundings
-                with FlopCounterMode(display=False) as counter:
+                with flop_counter() as counter:
                     drawer.draw(job)
                 judged.cost["tflops"] = round(counter.get_total_flops() / 1e12, 4)
         except Exception as error:

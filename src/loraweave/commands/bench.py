@@ -9,6 +9,7 @@ import typer
 
 from ..errors import SceneError
 from . import evidence, options
+from . import speed as speed_command
 from .bench_options import (
     SIZES,
     Data,
@@ -294,5 +295,6 @@ for command in (
     evidence.page,
     evidence.grid,
     evidence.papers,
+    speed_command.speed,
 ):
     app.command()(command)

@@ -84,6 +84,13 @@ class Composition:
             name: lora.strength for name, lora in scene.loras.items() if lora.scheduled
         }
         self._chunks = self._longest()
+        # What was encoded so far and with whose LoRAs, by all that it depends on.
+        self._texts: dict[str, tuple[list[str], Tensor]] = {}
+
+    @property
+    def texts(self) -> list[list[str]]:
+        """Whose LoRAs read each text so far; a negative one was read with each."""
+        return [names for names, _ in self._texts.values()]
 
     def passes(self) -> list[Pass]:
         """Pass 0 without concepts, then one pass for each concept: P = N + 1.
@@ -131,10 +138,14 @@ class Composition:
             on_unet = on_text = [(instead, 1.0)]
         on_unet = (*on_unet, *((self.adapters[s.name], s.weight) for s in others))
         on_text = (*on_text, *((self.adapters[s.name], s.text_encoder_weight) for s in with_text))
-        # As in diffusers, a LoRA of the text encoder acts on the negative prompt too.
-        with self._text_hooks.rows([on_text] * 2):
-            states = self.backbone.encode([scene.negative(*names), prompt], self._chunks)
-        return Pass(prompt.text, on_unet, self._words(prompt), states)
+        negative = scene.negative(*names)
+        key = repr((negative, prompt, [(adapter.name, weight) for adapter, weight in on_text]))
+        if key not in self._texts:
+            # As in diffusers, a LoRA of the text encoder acts on the negative prompt too.
+            with self._text_hooks.rows([on_text] * 2):
+                states = self.backbone.encode([negative, prompt], self._chunks)
+            self._texts[key] = [adapter.name for adapter, _ in on_text], states
+        return Pass(prompt.text, on_unet, self._words(prompt), self._texts[key][1])
 
     def _words(self, prompt: PassPrompt) -> Words:
         """Positions of the concepts' words; those of what is on a concept count as its trigger."""

@@ -9,7 +9,7 @@ Keys and values of a text do not change over the steps: they are computed once.
 `B` pictures, `K` owners, `S` halves, `R` = B*S rows, `L` positions, `T` tokens, (H, W) cells.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import torch
@@ -21,9 +21,12 @@ from torch import Tensor
 from ..backbone.sites import cross_attention_sites
 from .attention import HandOver, check_plain, in_heads, put_together, replaced
 from .composition import Pass
-from .executor import Evaluation, Executor, Halves
+from .executor import Evaluation, Executor, Halves, Work, differentiated
 from .hooks import Weighted, level_size, resized_by_area
 from .recorder import LastSiteReached
+
+Place = tuple[int, Tensor | None, Tensor | None]
+"""An owner, positions that are its own (all if None), and its share of them (all of it if None)."""
 
 
 class Confined:
@@ -32,16 +35,27 @@ class Confined:
     Args:
         executor: of the run.
         owners: by convention the first one owns the background.
+        by_query: in self-attention, too, a position works with its owner's keys and values, those
+            that the owner's adapters make of all positions. Without, every position gives keys and
+            values of its own owner's.
     """
 
-    def __init__(self, executor: Executor, owners: Sequence[Pass]):
+    def __init__(self, executor: Executor, owners: Sequence[Pass], by_query: bool = False):
         self.executor, self.owners = executor, list(owners)
+        unet = executor.backbone.unet
+        self._self = [
+            m for m in unet.modules() if isinstance(m, Attention) and not m.is_cross_attention
+        ] if by_query else []  # fmt: skip
+        self._apart = [layer for attn in self._self for layer in (attn.to_k, attn.to_v)]
         self._hooks = executor.composition.unet_hooks
         self._sites = [site.module for site in cross_attention_sites(executor.backbone.unet)]
         self._read = {id(site) for site in executor.backbone.sites}
         self._keys: dict[int, tuple[Tensor, Tensor]] = {}
         self._acting: list[list[Weighted]] = []
-        self._masks = torch.empty(0)  # (R, K, H, W)
+        self._masks = self._given = torch.empty(0)  # (B, K, H, W)
+        self._each = 1
+        self._levels: dict[int, list[list[Place]]] = {}
+        self._shares: dict[int, tuple[list[Weighted], dict[str, Tensor]]] = {}
         self._halves: slice = slice(None)
         self._records: list[Tensor] | None = None
         self._stop = False
@@ -60,7 +74,8 @@ class Confined:
         """Noise (B, 1, S, C, H, W), and maps (B, K, S, L, T) of every owner's text if asked for.
 
         Args:
-            masks: of each owner; they sum to 1 at every cell.
+            masks: of each owner; they sum to 1 at every cell. What follows from them is kept
+                while the same tensor is given, so it must not be written to.
             latents: already scaled for the model.
             t: timestep.
             halves: with or without the unconditional rows.
@@ -85,19 +100,18 @@ class Confined:
             noise = [p.noise for p in parts if p.noise is not None]
             return Evaluation(torch.cat(noise) if noise else None, maps)
         rows = latents.repeat_interleave(count, 0)
-        self._masks = masks.expand(len(latents), -1, -1, -1).repeat_interleave(count, 0)
         self._halves = slice(None) if halves == "both" else slice(1, None)
-        acting = [self.executor.acting(owner) for owner in self.owners]
-        if _named(acting) != _named(self._acting):
-            self._keys = {}
-        self._acting = acting
-        everywhere, places = self._shared_out(acting)
+        everywhere, places = self._prepared(masks, len(latents), count)
         self._records, self._stop, noise = [] if record else None, maps_only, None
-        calls = self.executor.calls
-        calls.forward, calls.rows = calls.forward + 1, calls.rows + len(rows)
+        names = tuple(tuple(adapter.name for adapter, _ in own) for own in self._acting)
+        work = Work(names, len(latents), count, True, maps_only, differentiated(latents),
+                    self._each, record, not self._keys)  # fmt: skip
+        self.executor.calls.add(len(rows), work)
         text = self.owners[0].states[self._halves].repeat(len(latents), 1, 1)
         attending, early = replaced(self._sites, HandOver(self.attend)), suppress(LastSiteReached)
-        with self._hooks.rows([everywhere] * len(rows), places), attending, early:
+        among = replaced(self._self, HandOver(self.attend_among))
+        confined = self._hooks.rows([everywhere] * len(rows), places, self._apart)
+        with confined, attending, among, early:
             chosen = None if following is None else following.repeat_interleave(count)
             noise = self.executor.denoise(rows, t, text, chosen)
         maps = None
@@ -108,8 +122,25 @@ class Confined:
             noise = noise.unflatten(0, (len(latents), 1, count))
         return Evaluation(noise, maps)
 
+    def _prepared(
+        self, masks: Float[Tensor, "B K H W"], pictures: int, count: int
+    ) -> tuple[list[Weighted], dict[str, Tensor]]:
+        """What `_shared_out` says; everything that follows from masks is kept while they stay."""
+        acting = [self.executor.acting(owner) for owner in self.owners]
+        same = _named(acting) == _named(self._acting)
+        if not same:
+            self._keys = {}
+        if masks is not self._given or not same or len(self._masks) != pictures:
+            self._given, self._masks = masks, masks.expand(pictures, -1, -1, -1)
+            self._levels, self._shares = {}, {}
+            self._each = 1 if masks.is_meta else round(float((masks > 0).sum(1).float().mean()))
+        self._acting = acting
+        if count not in self._shares:
+            self._shares[count] = self._shared_out(acting, count)
+        return self._shares[count]
+
     def _shared_out(
-        self, acting: Sequence[Sequence[Weighted]]
+        self, acting: Sequence[Sequence[Weighted]], count: int
     ) -> tuple[list[Weighted], dict[str, Tensor]]:
         """All adapters of a row, and by name (R, H, W) where those act that not all owners have.
 
@@ -128,7 +159,7 @@ class Confined:
                 rows.append((adapters[name], by_owner[0]))
                 continue
             factors = self._masks.new_tensor(by_owner).view(1, -1, 1, 1)
-            places[name] = (self._masks * factors).sum(1)
+            places[name] = (self._masks * factors).sum(1).repeat_interleave(count, 0)
             rows.append((adapters[name], 1.0))
         return rows, places
 
@@ -136,12 +167,8 @@ class Confined:
         """What a cross-attention layer adds, each position by its owner's text."""
         query = in_heads(attn, attn.to_q(states))  # (R, heads, L, d)
         keys, values = self._keys_and_values(attn)  # (K, S, heads, T, d)
-        cover = self._cover(states.shape[1])  # (R, K, L)
-        pictures, total = len(states) // keys.shape[1], torch.zeros_like(query)
-        for k in range(len(keys)):
-            key, value = (x[k].repeat(pictures, 1, 1, 1) for x in (keys, values))
-            own = F.scaled_dot_product_attention(query, key, value)
-            total = total + own * cover[:, k, None, :, None].to(own.dtype)
+        pictures = len(states) // keys.shape[1]
+        total = self._by_owner(query, lambda k: (keys[k].unsqueeze(0), values[k].unsqueeze(0)))
         if self._records is not None and id(attn) in self._read:
             self._records.append(torch.stack([
                 _probabilities(query, keys[k].repeat(pictures, 1, 1, 1)) for k in range(len(keys))
@@ -149,6 +176,77 @@ class Confined:
             if self._stop and len(self._records) == len(self._read):
                 raise LastSiteReached
         return put_together(attn, total, states)
+
+    def attend_among(
+        self, attn: Attention, states: Float[Tensor, "R L C"]
+    ) -> Float[Tensor, "R L C"]:
+        """What a self-attention layer adds, each position by its owner's keys and values."""
+        check_plain(attn, "self-attention")
+        assert attn.to_k is not None
+        assert attn.to_v is not None
+        query = in_heads(attn, attn.to_q(states))
+        plain = [(layer, layer(states)) for layer in (attn.to_k, attn.to_v)]
+        deltas = [self._hooks.confined_deltas(layer, states, out) for layer, out in plain]
+        pictures = len(self._masks)
+
+        def own(k: int) -> list[Tensor]:
+            found = []
+            for (_, out), more in zip(plain, deltas):
+                for adapter, weight in self._acting[k]:
+                    if adapter.name in more:
+                        out = out + weight * more[adapter.name]
+                found.append(in_heads(attn, out).unflatten(0, (pictures, -1)))
+            return found
+
+        return put_together(attn, self._by_owner(query, own), states)
+
+    def _by_owner(
+        self, query: Float[Tensor, "R heads L d"],
+        own: Callable[[int], Sequence[Float[Tensor, "#B S heads T d"]]],
+    ) -> Float[Tensor, "R heads L d"]:  # fmt: skip
+        """Attention of each position to its owner's keys and values.
+
+        Args:
+            query: of all positions.
+            own: keys and values of an owner, for each picture or for all.
+        """
+        places = self._places(query.shape[2])
+        by_picture = query.unflatten(0, (len(places), -1))  # (B, S, heads, L, d)
+        pictures = []
+        for b, (queries, owners) in enumerate(zip(by_picture, places)):
+            total = None
+            for k, at, share in owners:
+                key, value = (x[b if len(x) > 1 else 0] for x in own(k))
+                asked = queries if at is None else queries[:, :, at]
+                seen = F.scaled_dot_product_attention(asked, key, value)
+                if share is not None:
+                    seen = seen * share.to(seen.dtype)
+                if at is None:
+                    total = seen if total is None else total + seen
+                    continue
+                if total is None:
+                    total = torch.zeros_like(queries)
+                total = total.index_add(2, at, seen)
+            pictures.append(total)
+        return torch.cat(pictures)
+
+    def _places(self, positions: int) -> list[list[Place]]:
+        """For each picture: owners, the positions that are theirs, and how much so."""
+        if positions not in self._levels:
+            cover = self._cover(positions)
+            self._levels[positions] = []
+            for own in cover:
+                found: list[Place] = []
+                for k, share in enumerate(own):
+                    at = share.nonzero()[:, 0]
+                    if not len(at):
+                        continue
+                    whole = len(at) == positions
+                    part = share if whole else share[at]
+                    alone = bool((part == 1).all())
+                    found.append((k, None if whole else at, None if alone else part[:, None]))
+                self._levels[positions].append(found)
+        return self._levels[positions]
 
     def _keys_and_values(self, attn: Attention) -> tuple[Tensor, Tensor]:
         """(K, S, heads, T, d) each, of every owner's text with every owner's adapters."""
@@ -168,7 +266,7 @@ class Confined:
         keys, values = self._keys[id(attn)]
         return keys[:, self._halves], values[:, self._halves]
 
-    def _cover(self, positions: int) -> Float[Tensor, "R K L"]:
+    def _cover(self, positions: int) -> Float[Tensor, "B K L"]:
         size = level_size(self._masks.shape[-2:], positions)
         assert size is not None  # every level of a denoiser halves the one above
         return resized_by_area(self._masks.flatten(0, 1), size).view(

@@ -9,9 +9,10 @@ then one vector-Jacobian product per pass.
 `B` pictures, `P` passes, `S` halves (unconditional, conditional), `L` positions, `T` tokens.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
@@ -38,14 +39,64 @@ class Evaluation(NamedTuple):
     noise: Tensor | None
     maps: Tensor | None
 
+    def detached(self) -> "Evaluation":
+        """The same without a graph."""
+        return Evaluation(*(None if x is None else x.detach() for x in self))
+
+
+class Gradient(NamedTuple):
+    """Losses (B,), their gradients (B, C, h, w), and the evaluation that they come from if it was
+    asked for."""
+
+    losses: Tensor
+    gradient: Tensor
+    evaluation: Evaluation | None
+
 
 @dataclass
 class Calls:
-    """How much work was done: denoiser calls, rows in them, and rows differentiated."""
+    """How much work was done.
+
+    Attributes:
+        forward, rows: denoiser calls, and rows in them.
+        backward_rows: rows that were differentiated.
+        work: what the calls were.
+    """
 
     forward: int = 0
     rows: int = 0
     backward_rows: int = 0
+    work: Counter["Work"] = field(default_factory=Counter)
+
+    def add(self, rows: int, work: "Work") -> None:
+        """One more call with so many rows."""
+        self.forward, self.rows = self.forward + 1, self.rows + rows
+        self.work[work] += 1
+
+
+class Work(NamedTuple):
+    """What one denoiser call computes, by which its operations can be counted on any base.
+
+    Attributes:
+        adapters: names of what acts, for each pass of a picture, or for each owner.
+        pictures, halves: rows of each pass.
+        confined: the passes are owners, which share the rows.
+        stopped: after the last layer that is read.
+        differentiated: the maps' gradient with respect to the latents is taken.
+        owners: of a position, on average, rounded; where the passes are owners.
+        recorded: maps of every owner's text are made.
+        fresh: the owners' keys and values are made, which later calls use.
+    """
+
+    adapters: tuple[tuple[str, ...], ...]
+    pictures: int
+    halves: int
+    confined: bool
+    stopped: bool
+    differentiated: bool
+    owners: int = 1
+    recorded: bool = False
+    fresh: bool = False
 
 
 class Executor:
@@ -93,8 +144,10 @@ class Executor:
         noises, maps = [], []
         for start in range(0, len(rows), size):
             part = slice(start, start + size)
-            self.calls.forward += 1
-            self.calls.rows += len(rows[part])
+            self.calls.add(len(rows[part]), Work(
+                tuple(_names(own) for own in adapters[part]), 1, 1, False, maps_only,
+                differentiated(latents),
+            ))  # fmt: skip
             with self.composition.unet_hooks.rows(adapters[part]):
                 if maps_only:
                     with self._recorder.stopping_early():
@@ -140,7 +193,8 @@ class Executor:
         *,
         halves: Halves = "conditional",
         mode: GradientMode = "auto",
-    ) -> tuple[Float[Tensor, " B"], Float[Tensor, "B C h w"]]:
+        noise: bool = False,
+    ) -> Gradient:
         """The loss of each picture's maps, and its gradient with respect to its latents.
 
         Args:
@@ -152,6 +206,7 @@ class Executor:
             halves: which rows the maps come from.
             mode: one graph for everything, one pass of one picture at a time, or whichever suits
                 the size.
+            noise: also give what `evaluate` gives; the forward passes are then not cut short.
         """
         count = len(latents) * len(passes) * (2 if halves == "both" else 1)
         if mode == "auto":
@@ -160,19 +215,23 @@ class Executor:
         self.calls.backward_rows += count
         latents = latents.detach()
 
-        def maps_of(some: Sequence[Pass], z: Tensor) -> Tensor:
-            return _maps(self.evaluate(some, scale(z), t, halves=halves, maps_only=True))
+        def seen(some: Sequence[Pass], z: Tensor, whole: bool) -> Evaluation:
+            return self.evaluate(some, scale(z), t, halves=halves, maps_only=not whole)
 
         if mode == "together":
             with torch.enable_grad():
                 leaf = latents.clone().requires_grad_()
-                values = loss(maps_of(passes, leaf))
+                out = seen(passes, leaf, noise)
+                values = loss(_maps(out))
                 gradient = torch.autograd.grad(values.sum(), leaf)[0]
-            return values.detach(), gradient
+            return Gradient(values.detach(), gradient, out.detached() if noise else None)
         with torch.no_grad():
-            maps = torch.stack([
-                torch.cat([maps_of([p], z)[0] for p in passes]) for z in latents.split(1)
-            ])  # fmt: skip
+            parts = [[seen([p], z, noise) for p in passes] for z in latents.split(1)]
+            maps = torch.stack([torch.cat([_maps(one)[0] for one in own]) for own in parts])
+            out = None
+            if noise:
+                found = [torch.cat([_noise(one)[0] for one in own]) for own in parts]
+                out = Evaluation(torch.stack(found), maps)
         with torch.enable_grad():
             values = loss(maps.requires_grad_())
             pull = torch.autograd.grad(values.sum(), maps)[0]
@@ -181,14 +240,28 @@ class Executor:
             for k, one in enumerate(passes):
                 with torch.enable_grad():
                     leaf = own.clone().requires_grad_()
-                    found = maps_of([one], leaf)[0, 0]
+                    found = _maps(seen([one], leaf, False))[0, 0]
                 total[b] += torch.autograd.grad(found, leaf, pull[b, k])[0][0]
-        return values.detach(), total
+        return Gradient(values.detach(), total, out.detached() if out else None)
+
+
+def differentiated(latents: Tensor) -> bool:
+    """Whether a graph is being made from these latents."""
+    return torch.is_grad_enabled() and latents.requires_grad
+
+
+def _names(adapters: Sequence[Weighted]) -> tuple[str, ...]:
+    return tuple(adapter.name for adapter, _ in adapters)
 
 
 def _maps(evaluation: Evaluation) -> Tensor:
     assert evaluation.maps is not None
     return evaluation.maps
+
+
+def _noise(evaluation: Evaluation) -> Tensor:
+    assert evaluation.noise is not None
+    return evaluation.noise
 
 
 @contextmanager

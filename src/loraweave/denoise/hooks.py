@@ -15,7 +15,7 @@ places are an error.
 `R` rows of the batch, (H, W) cells of the latent.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 from ..errors import MethodError
 from ..lora.adapter import Adapter
-from ..lora.updates import Update
+from ..lora.updates import LowRank, Update
+from .stacked import Stack
 
 Component = Literal["unet", "text_encoder"]
 Weighted = tuple[Adapter, float]
@@ -35,12 +36,41 @@ Weighted = tuple[Adapter, float]
 
 @dataclass(frozen=True)
 class _Share:
-    """Which rows get an adapter, with which weight, and where: (R',), (R',), (R', H, W)."""
+    """Which rows get an adapter, with which weight, and where: (R',), (R',), (R', H, W).
+
+    Attributes:
+        everywhere: all rows with one weight, in all places.
+        whole: all rows, in some places or with one weight.
+    """
 
     rows: Tensor
     weights: Tensor
     everywhere: bool
+    whole: bool
     where: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _Acting:
+    """What acts on the rows of a call, and what follows from it for layers.
+
+    Attributes:
+        count: of the rows.
+        shares: by the adapters' names.
+        confined: as it was given.
+        covers: masks by adapter and resolution.
+        gates: see `_gate`.
+    """
+
+    count: int
+    shares: dict[str, _Share]
+    confined: Mapping[str, Tensor] | None
+    covers: dict[tuple, Tensor]
+    gates: dict[tuple, Tensor]
+
+
+MOST_KNOWN = 64
+"""So many sets of rows are remembered; a run asks for a few again and again."""
 
 
 class AdapterHooks:
@@ -50,14 +80,16 @@ class AdapterHooks:
         parameter = next(model.parameters())
         self._device = parameter.device
         self._dtype = torch.promote_types(parameter.dtype, torch.float32)
-        self._shares: dict[str, _Share] = {}
-        self._count = 0
+        self._acting = _Acting(0, {}, None, {}, {})
+        self._known_rows: dict[tuple, _Acting] = {}
+        self._stacks: dict[tuple, Stack] = {}
         self._handles = []
         self._known = {adapter.name for adapter in adapters}
         self._text_layers = {
             id(layer) for attn in _cross_attentions(model) for layer in (attn.to_k, attn.to_v)
         }
-        self._covers: dict[tuple[str, int, int], Tensor] = {}
+        self._apart: frozenset[int] = frozenset()
+        self._places: dict[int, tuple[str, dict[str, Update]]] = {}
         self._late: dict[str, list[tuple[str, _Share, Tensor]]] = {}
         by_path: dict[str, dict[str, Update]] = {}
         for adapter in adapters:
@@ -65,7 +97,9 @@ class AdapterHooks:
                 by_path.setdefault(path, {})[adapter.name] = update
         try:
             for path, updates in by_path.items():
-                self._handles.append(_hook(_layer(model, path), path, updates, self))
+                layer = _layer(model, path)
+                self._places[id(layer)] = path, updates
+                self._handles.append(_hook(layer, path, updates, self))
                 if path.endswith(TIME_PROJECTION):
                     self._handles.append(_late_hook(model, path, self))
         except BaseException:
@@ -80,19 +114,37 @@ class AdapterHooks:
 
     @contextmanager
     def rows(
-        self, passes: Sequence[Sequence[Weighted]], confined: Mapping[str, Tensor] | None = None
-    ) -> Iterator[None]:
+        self, passes: Sequence[Sequence[Weighted]], confined: Mapping[str, Tensor] | None = None,
+        apart: Collection[nn.Module] = (),
+    ) -> Iterator[None]:  # fmt: skip
         """Within this context row r of every call gets the sum of `passes[r]`.
 
         Args:
             passes: adapters of each row.
             confined: by name of an adapter (R, H, W), what its residual is multiplied by at each
                 cell of the latent; adapters that it does not name act everywhere.
+            apart: layers in which the caller adds what confined adapters
+                add, see `confined_deltas`.
 
         Raises:
             MethodError: an adapter that these hooks were not made for.
         """
-        former = self._shares, self._count, self._covers, self._late
+        former = self._acting, self._late, self._apart
+        self._acting, self._late = self._acting_on(passes, confined), {}
+        self._apart = frozenset(id(layer) for layer in apart)
+        try:
+            yield
+        finally:
+            self._acting, self._late, self._apart = former
+
+    def _acting_on(
+        self, passes: Sequence[Sequence[Weighted]], confined: Mapping[str, Tensor] | None
+    ) -> "_Acting":
+        """What acts on the rows; found again if it was asked for before."""
+        key = tuple(tuple((adapter.name, weight) for adapter, weight in own) for own in passes)
+        known = self._known_rows.get(key)
+        if known is not None and known.confined is confined:
+            return known
         by_name: dict[str, dict[int, float]] = {}
         for row, adapters in enumerate(passes):
             for adapter, weight in adapters:
@@ -100,34 +152,53 @@ class AdapterHooks:
                     raise MethodError(f"the adapter {adapter.name!r} was not prepared for this run")
                 weights = by_name.setdefault(adapter.name, {})
                 weights[row] = weights.get(row, 0.0) + weight
-        self._count = len(passes)
-        self._shares, self._covers, self._late = {}, {}, {}
+        shares = {}
         for name, weights in by_name.items():
             where = confined.get(name) if confined else None
-            self._shares[name] = _Share(
+            whole, alike = len(weights) == len(passes), len(set(weights.values())) == 1
+            shares[name] = _Share(
                 torch.tensor(list(weights), device=self._device),
                 torch.tensor(list(weights.values()), device=self._device, dtype=self._dtype),
-                where is None and len(weights) == len(passes) and len(set(weights.values())) == 1,
+                where is None and whole and alike,
+                whole and (alike or where is not None),
                 None if where is None else where[list(weights)],
             )
-        try:
-            yield
-        finally:
-            self._shares, self._count, self._covers, self._late = former
+        if len(self._known_rows) >= MOST_KNOWN:
+            self._known_rows.clear()
+        self._known_rows[key] = found = _Acting(len(passes), shares, confined, {}, {})
+        return found
+
+    def confined_deltas(self, layer: nn.Module, x: Tensor, plain: Tensor) -> dict[str, Tensor]:
+        """By name what each confined adapter would add to `plain = layer(x)` at weight 1, if it
+        acted on all of it."""
+        _, updates = self._places.get(id(layer), ("", {}))
+        one = plain.new_ones(1, dtype=self._dtype)
+        confined = [name for name, share in self._acting.shares.items() if share.where is not None]
+        return {
+            name: updates[name].to(x.device, x.dtype).residual(x, plain, layer, one)
+            for name in confined if name in updates
+        }  # fmt: skip
 
     def add(
         self, layer: nn.Module, path: str, updates: Mapping[str, Update], x: Tensor, out: Tensor
     ):
         """The layer's output with the residuals of its rows added."""
-        shares = [(n, updates[n], share) for n, share in self._shares.items() if n in updates]
+        shares = [
+            (n, updates[n], share) for n, share in self._acting.shares.items() if n in updates
+        ]
         if not shares:
             return None  # leaves the output as it is
-        if len(x) != self._count:
-            raise MethodError(f"a batch of {len(x)} rows where {self._count} were announced")
+        if len(x) != self._acting.count:
+            raise MethodError(f"a batch of {len(x)} rows where {self._acting.count} were announced")
         plain = out  # what DoRA scales: the layer's own output, without the other adapters
+        if id(layer) in self._text_layers or id(layer) in self._apart:  # see denoise/confined.py
+            shares = [item for item in shares if item[2].where is None]
+        if not path.endswith(TIME_PROJECTION):
+            together = [item for item in shares if item[2].whole and isinstance(item[1], LowRank)]
+            if together:
+                shares = [item for item in shares if item not in together]
+                out = self._add_together(layer, path, together, x, out)
         for name, update, share in shares:
-            if share.where is not None and id(layer) in self._text_layers:
-                continue  # see denoise/confined.py
             update = update.to(x.device, x.dtype)  # PEFT may keep adapters in float32
             if share.everywhere:
                 out = out + update.residual(x, plain, layer, share.weights[:1])
@@ -141,6 +212,44 @@ class AdapterHooks:
                 delta = delta * self._cover(name, path, share.where, out).to(out.dtype)
             out = out.index_add(0, share.rows, delta)
         return out
+
+    def _add_together(
+        self, layer: nn.Module, path: str, shares: Sequence[tuple[str, Update, _Share]],
+        x: Tensor, out: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """What LoRAs add that act on all rows, each where it may."""
+        names = tuple(name for name, *_ in shares)
+        key = path, names, x.dtype
+        if key not in self._stacks:
+            updates = [update for _, update, _ in shares]
+            self._stacks[key] = Stack.of(updates, x.device, x.dtype)  # type: ignore[arg-type]
+        stack = self._stacks[key]
+        return stack.added(x, out, layer, self._gate(path, names, stack.ranks, out))
+
+    def _gate(
+        self, path: str, names: tuple[str, ...], ranks: tuple[int, ...], out: Tensor
+    ) -> Tensor:
+        """(r,), (R, L, r) or (R, r, h, w): weights and places of some adapters' rank channels."""
+        shares = [self._acting.shares[name] for name in names]
+        confined = any(share.where is not None for share in shares)
+        channel = 1 if out.ndim == 4 and confined else -1
+        places = [size for k, size in enumerate(out.shape) if k != channel % out.ndim]
+        key = names, ranks, out.dtype, *(places if confined else ())
+        if key not in self._acting.gates:
+            parts = []
+            for name, rank, share in zip(names, ranks, shares):
+                part = share.weights.to(out.dtype)
+                size = [rank]
+                if confined:
+                    size = [*places[: channel % out.ndim], rank, *places[channel % out.ndim :]]
+                    part = part.view(-1, *(1,) * (out.ndim - 1))
+                else:
+                    part = part[:1]
+                if share.where is not None:
+                    part = part * self._cover(name, path, share.where, out).to(out.dtype)
+                parts.append(part.expand(size))
+            self._acting.gates[key] = torch.cat(parts, channel)
+        return self._acting.gates[key]
 
     def add_late(self, path: str, x: Tensor) -> Tensor:
         """A residual block's features with what confined adapters add through its time layer."""
@@ -162,9 +271,9 @@ class AdapterHooks:
                 "cannot be confined to a region; use a method without regions for it"
             )
         key = (name, *size)
-        if key not in self._covers:
-            self._covers[key] = resized_by_area(where, size)
-        cover = self._covers[key]
+        if key not in self._acting.covers:
+            self._acting.covers[key] = resized_by_area(where, size)
+        cover = self._acting.covers[key]
         return cover[:, None] if out.ndim == 4 else cover.flatten(1)[..., None]
 
 

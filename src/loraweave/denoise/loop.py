@@ -39,16 +39,19 @@ class Trace:
 
 
 class Stage:
-    """One run over the timesteps, or over their end.
+    """One run over the timesteps, or over a part of them.
 
     Attributes:
         scheduler: its own, never shared with another stage.
-        first: the step at which it begins.
+        first, last: the steps at which it begins, and before which it ends; None for the last.
         trace: what it noted down.
     """
 
+    last: int | None
+
     def __init__(self, scheduler: "StepScheduler"):
-        self.scheduler, self.first, self.trace = scheduler, 0, Trace()
+        self.scheduler, self.trace = scheduler, Trace()
+        self.first, self.last = 0, None
 
     def start(self, latents: Tensor) -> Float[Tensor, "B C h w"]:
         """The latents that this stage begins with; `latents` are the last stage's."""
@@ -132,7 +135,7 @@ def denoise(
         starting(0.0)  # a stage may evaluate the model before its first step
         latents = stage.start(latents)
         scheduler = stage.scheduler
-        steps = list(enumerate(scheduler.timesteps))[stage.first :]
+        steps = list(enumerate(scheduler.timesteps))[stage.first : stage.last]
         with progress_bar(progress) as bar:
             task = bar.add_task(description, total=len(steps), figures="")
             for i, t in steps:

@@ -41,7 +41,7 @@ def boxes_of(
     claimed = (maps >= threshold).to(maps.dtype)
     own = Instances(nouns).shared_out(0, exclusive_between(claimed, maps, nouns), maps)
     return [
-        _grown(tight_box(_strongest(mask.numpy() > 0, strength.numpy())))
+        _grown(tight_box(strongest_piece(mask.numpy() > 0, strength.numpy())))
         for mask, strength in zip(own, maps)
     ]
 
@@ -57,7 +57,7 @@ def exclusive_between(
     return claimed * exclusive(of_kind, by_kind)[members]
 
 
-def _strongest(mask: np.ndarray, strength: np.ndarray) -> np.ndarray:
+def strongest_piece(mask: np.ndarray, strength: np.ndarray) -> np.ndarray:
     """The connected piece with the most attention; the strongest position if nothing is left."""
     pieces, count = cast(tuple[np.ndarray, int], ndimage.label(mask))
     if not count:

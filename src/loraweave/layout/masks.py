@@ -56,6 +56,14 @@ def concept_strength(maps: Float[Tensor, "words h w"]) -> Float[Tensor, "h w"]:
     return (maps / peaks).mean(0)
 
 
+def normalized(maps: Float[Tensor, "E L"]) -> Float[Tensor, "E L"]:
+    """Each map scaled to [0, 1]; a flat map becomes zero, without gradient, not undefined."""
+    low, high = maps.amin(1, keepdim=True), maps.amax(1, keepdim=True)
+    flat = high <= low
+    scaled = (maps - low) / torch.where(flat, 1.0, high - low)
+    return torch.where(flat, 0.0, scaled)
+
+
 def strengths(
     maps: Float[Tensor, "B L T"], words: Sequence[Sequence[int]], size: tuple[int, int]
 ) -> Float[Tensor, "B N h w"]:

@@ -14,7 +14,7 @@ from torch import nn
 
 from loraweave.errors import ModelNotFound
 
-_SD1_UNET = {
+SD1_UNET = {
     "sample_size": 64,
     "in_channels": 4,
     "out_channels": 4,
@@ -25,7 +25,7 @@ _SD1_UNET = {
     "down_block_types": (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
     "up_block_types": ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3),
 }
-_SD1_TEXT = {
+SD1_TEXT = {
     "vocab_size": 49408,
     "hidden_size": 768,
     "intermediate_size": 3072,
@@ -34,6 +34,16 @@ _SD1_TEXT = {
     "max_position_embeddings": 77,
     "projection_dim": 768,
 }
+
+SD1_VAE = {
+    "sample_size": 512,
+    "block_out_channels": (128, 256, 512, 512),
+    "latent_channels": 4,
+    "layers_per_block": 2,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+}
+"""The public configuration of Stable Diffusion 1.5."""
 
 
 class Skeleton(NamedTuple):
@@ -45,7 +55,7 @@ class Skeleton(NamedTuple):
 
 def sd1_skeleton() -> Skeleton:
     """Stable Diffusion 1.x, by its public configuration."""
-    return _made(_SD1_UNET, _SD1_TEXT)
+    return _made(SD1_UNET, SD1_TEXT)
 
 
 def skeleton(folder: str | Path) -> Skeleton:

@@ -14,9 +14,11 @@ from .merge import Merge
 from .omg import OMG
 from .regional import Regional
 from .switch import Switch
+from .weave import Weave
 
 KNOWN = (
-    CLoRA, LoRAComposer, Merge, Composite, Switch, Masked, Regional, OMG, AttendAndExcite, Conform,
+    CLoRA, Weave, LoRAComposer, Merge, Composite, Switch, Masked, Regional, OMG, AttendAndExcite,
+    Conform,
 )  # fmt: skip
 METHODS: dict[str, type[Method]] = {m.name: m for m in KNOWN}
 
@@ -35,5 +37,5 @@ def get_method(name: str, settings: MethodSettings | dict[str, Any] | None = Non
 __all__ = [
     "METHODS", "AttendAndExcite", "CLoRA", "CLoRASettings", "Composite", "Conform",
     "LoRAComposer", "Masked",
-    "Merge", "Method", "MethodSettings", "OMG", "Regional", "Switch", "get_method",
+    "Merge", "Method", "MethodSettings", "OMG", "Regional", "Switch", "Weave", "get_method",
 ]  # fmt: skip

@@ -34,6 +34,7 @@ from ..layout.masks import (
     concept_strength,
     exclusive,
     fused,
+    normalized,
     resized,
     smoothed,
     softened,
@@ -167,11 +168,13 @@ class CLoRAStage(Stage):
         self._stale, self.size = None, self.executor.backbone.map_size(latents)
         updates = self._updates(i)
         for n in range(updates):
-            if self.settings.does("noise") == "stale" and n == updates - 1:
+            stale = self.settings.does("noise") == "stale" and n == updates - 1
+            at_once = stale and self.settings.does("halves") == "both"
+            if stale and not at_once:
                 self._stale = self.executor.evaluate(
                     self.passes, self.scheduler.scale(latents, t), t
                 )
-            losses, gradient = self.executor.gradient(
+            losses, gradient, seen = self.executor.gradient(
                 self.passes,
                 latents,
                 lambda z: self.scheduler.scale(z, t),
@@ -179,7 +182,9 @@ class CLoRAStage(Stage):
                 self.loss,
                 halves=self.settings.does("halves"),  # type: ignore[arg-type]
                 mode=self.settings.gradient,
+                noise=at_once,
             )
+            self._stale = seen or self._stale
             latents = latents - self._step(latents, gradient, i)
             self.trace.losses.append((i, losses))
         return latents
@@ -288,14 +293,6 @@ def concept_groups(
             own = one.words.of(name) if k == label + first else one.words.nouns[name]
             groups += [(k, token, label) for token in own]
     return groups
-
-
-def normalized(maps: Float[Tensor, "E L"]) -> Float[Tensor, "E L"]:
-    """Each map scaled to [0, 1]; a flat map becomes zero, without gradient, not undefined."""
-    low, high = maps.amin(1, keepdim=True), maps.amax(1, keepdim=True)
-    flat = high <= low
-    scaled = (maps - low) / torch.where(flat, 1.0, high - low)
-    return torch.where(flat, 0.0, scaled)
 
 
 def info_nce(

@@ -104,7 +104,7 @@ class GuidedMergeStage(MergeStage):
         return self.executor.gradient(
             self.passes, latents, lambda z: self.scheduler.scale(z, t), t,
             lambda maps: self.loss(self.prepared(maps[:, 0, -1])), mode=self.settings.gradient,
-        )  # fmt: skip
+        )[:2]  # fmt: skip
 
     def _step(self, latents: Tensor, gradient: Tensor, i: int) -> Float[Tensor, "B C h w"]:
         """The displacement; it falls to .7 over the run."""

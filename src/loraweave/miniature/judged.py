@@ -36,22 +36,23 @@ LEAST_OVERLAP = 0.5
 
 
 def wants_regions(method: str) -> bool:
-    """Whether a method is told where the concepts are."""
+    """Whether a method is told where the concepts are, if anybody knows."""
     return method in METHODS and METHODS[method].regions != "no"
 
 
 def own_settings(
     method: str, given: Mapping[str, Any] | None, placed: bool = False
 ) -> dict[str, Any]:
-    """A method's settings: who wants regions gets strips where scenes say nothing of places.
+    """A method's settings: who needs regions gets strips where scenes say nothing of places.
 
     Where they do, `masked` reads each concept's words inside its region only: with the whole prompt
     everywhere the noise decides which class is where.
     """
     own: dict[str, Any] = {}
-    if wants_regions(method):
-        own = {"text": "alone"} if placed and method == "masked" else {}
-        own |= {} if placed else {"layout": "strips"}
+    if placed and method == "masked":
+        own = {"text": "alone"}
+    elif not placed and method in METHODS and "layout" in METHODS[method].Settings.model_fields:
+        own = {"layout": "strips"}
     return own | dict(given or {})
 
 

@@ -1,0 +1,276 @@
+"""Seconds, denoiser calls, FLOPs and memory, side by side with a plain picture.
+
+Everything is measured in one process and one run, the methods taking turns, and told as a ratio to
+what stock diffusers needs for one picture with one LoRA of the same size, steps, precision and
+guidance; CLoRA also as a ratio to the naive way of drawing the same picture (bench/naive.py).
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+
+from ..api import compose
+from ..errors import MethodError
+from ..evaluate.flops import flop_counter
+from ..evaluate.memory import peak_memory
+from ..methods import METHODS
+from ..progress import track
+from .bases import NOUNS, BaseName, speed_base, speed_loras, speed_prompt
+from .flops import CallCosts, work_of
+from .naive import naive_picture
+
+PLAIN, NAIVE = "plain", "naive"
+GUIDED = ("clora", NAIVE)
+"""Methods whose early steps cost many times a plain one: measured over few steps."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured.
+
+    Attributes:
+        base, device, dtype: of the model.
+        size: of the pictures in pixels, (width, height).
+        methods: names of methods, `plain` and `naive`.
+        counts: of LoRAs.
+        rank: of each LoRA.
+        steps: of denoising; of the methods in GUIDED `guided_steps`.
+        guided_steps: see steps.
+        updates: extra updates before the first step, of those methods.
+        repetitions: timed runs of each.
+        settings: by method, where they are not the defaults.
+    """
+
+    base: BaseName = "miniature"
+    device: str = "cpu"
+    dtype: str = "float32"
+    size: tuple[int, int] = (128, 128)
+    methods: tuple[str, ...] = ("merge", "clora", NAIVE, "weave")
+    counts: tuple[int, ...] = (1, 2, 4, 8)
+    rank: int = 8
+    steps: int = 50
+    guided_steps: int = 50
+    updates: int = 20
+    repetitions: int = 3
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raise MethodError for what cannot be measured."""
+        for method in self.methods:
+            if method not in (*METHODS, PLAIN, NAIVE):
+                known = ", ".join((*METHODS, NAIVE))
+                raise MethodError(f"no method {method!r} to measure; there are: {known}")
+        if wrong := [n for n in self.counts if not 1 <= n <= len(NOUNS)]:
+            raise MethodError(f"{wrong[0]} LoRAs; 1 to {len(NOUNS)} can be measured")
+
+    def steps_of(self, method: str) -> int:
+        """How many a method is measured over."""
+        return self.guided_steps if method in GUIDED else self.steps
+
+    def settings_of(self, method: str) -> dict[str, Any]:
+        """All that is not the method's default."""
+        own: dict[str, Any] = {}
+        if method == "clora":
+            own = {"variant": "faithful", "step_rule": "literal", **self.schedule()}
+        if method in METHODS and "layout" in METHODS[method].Settings.model_fields:
+            own["layout"] = "strips"
+        return own | dict(self.settings.get(method, {}))
+
+    def schedule(self) -> dict[str, Any]:
+        """CLoRA's updates: the published ones over 50 steps, else one step with extra ones."""
+        if self.guided_steps >= 50:
+            return {"refinements": self.updates}
+        return {"max_update_step": 1, "refinement_steps": [0], "refinements": self.updates}
+
+    def naive_updates(self) -> list[int]:
+        """The same for the naive way: how often the latent is moved at each step."""
+        if self.guided_steps >= 50:
+            return [
+                int(i < 25) + self.updates * (i in (0, 10, 20)) for i in range(self.guided_steps)
+            ]
+        return [1 + self.updates] + [0] * (self.guided_steps - 1)
+
+
+@dataclass
+class _Case:
+    """One method with so many LoRAs, and what was measured of it."""
+
+    method: str
+    loras: int
+    steps: int
+    draw: Callable[[], int | None]
+    seconds: list[float] = field(default_factory=list)
+    flops: int = 0
+    mib: float | None = None
+    calls: int | None = None
+
+
+def measure(plan: Plan, progress: bool = False) -> list[dict[str, Any]]:
+    """A row for each method and number of LoRAs; `plain` and `naive` have rows of their own.
+
+    Raises:
+        MethodError: something in the plan cannot be measured.
+    """
+    plan.check()
+    dtype = getattr(torch, plan.dtype)
+    pipe = speed_base(plan.base, plan.device, dtype)
+    with tempfile.TemporaryDirectory() as folder:
+        loras = speed_loras(pipe, Path(folder), max(plan.counts), plan.rank)
+        cases = _cases(plan, pipe, loras)
+        turns = [(case, turn) for turn in range(-1, plan.repetitions) for case in cases]
+        for case, turn in track(turns, "measured", len(turns), progress):
+            if turn < 0:  # the first picture warms up, too
+                with peak_memory(plan.device) as memory, flop_counter() as counter:
+                    case.calls = case.draw()
+                case.flops, case.mib = counter.get_total_flops(), memory.mib
+                continue
+            _settled(plan.device)
+            started = time.perf_counter()
+            case.draw()
+            _settled(plan.device)
+            case.seconds.append(time.perf_counter() - started)
+    weights = sum(p.numel() * p.element_size() for model in (pipe.unet, pipe.text_encoder, pipe.vae)
+                  for p in model.parameters()) / 2**20  # fmt: skip
+    return [_row(plan, case, cases, weights) for case in cases]
+
+
+def counted(plan: Plan, progress: bool = False) -> list[dict[str, Any]]:
+    """FLOPs and calls as `measure` has them, without drawing anything (bench/flops.py).
+
+    Raises:
+        MethodError: something in the plan cannot be counted.
+    """
+    plan.check()
+    costs = CallCosts(plan.base, plan.size, max(plan.counts), plan.rank)
+    wanted = [
+        (method, count) for count in plan.counts for method in plan.methods
+        if method != PLAIN and not (method in GUIDED and count < 2)
+    ]  # fmt: skip
+    every_steps = dict.fromkeys(plan.steps_of(method) for method, _ in wanted)
+    cases = [_Case(PLAIN, 1, n, lambda: None, flops=costs.plain(n), calls=n) for n in every_steps]
+    for method, count in track(wanted, "counted", len(wanted), progress):
+        steps = plan.steps_of(method)
+        if method == NAIVE:
+            updates = plan.naive_updates()
+            flops = costs.naive(NOUNS[:count], updates)
+            calls = (count + 1) * sum(max(1, n) for n in updates)
+        else:
+            work, texts = work_of(method, count, steps, plan.settings_of(method))
+            flops, calls = costs.picture(work, texts), sum(work.values())
+        cases.append(_Case(method, count, steps, lambda: None, flops=flops, calls=calls))
+    return [_row(plan, case, cases, 0.0) for case in cases]
+
+
+def _cases(plan: Plan, pipe: StableDiffusionPipeline, loras: Mapping[str, Path]) -> list[_Case]:
+    found = []
+    names = list(loras)
+    for steps in dict.fromkeys(plan.steps_of(method) for method in plan.methods):
+        found.append(_Case(PLAIN, 1, steps, _plain(plan, pipe, loras[names[0]], steps)))
+    for count in plan.counts:
+        own = {name: loras[name] for name in names[:count]}
+        for method in plan.methods:
+            if method == PLAIN or (method in GUIDED and count < 2):
+                continue
+            steps = plan.steps_of(method)
+            make = _naive if method == NAIVE else _composed
+            found.append(_Case(method, count, steps, make(plan, pipe, own, steps, method)))
+    return found
+
+
+def _plain(plan: Plan, pipe: StableDiffusionPipeline, lora: Path, steps: int):
+    prompt = f"a sks {NOUNS[0]} in the meadow"
+
+    def draw() -> int:
+        with loaded(pipe, {NOUNS[0]: lora}):
+            pipe(
+                prompt, width=plan.size[0], height=plan.size[1], num_inference_steps=steps,
+                guidance_scale=7.5, generator=torch.Generator().manual_seed(0),
+            )  # fmt: skip
+        return steps
+
+    return draw
+
+
+def _composed(
+    plan: Plan, pipe: StableDiffusionPipeline, loras: dict[str, Path], steps: int, method: str
+):
+    def draw() -> int:
+        out = compose(
+            pipe, speed_prompt(len(loras)), loras=loras, method=method,
+            settings=plan.settings_of(method), width=plan.size[0], height=plan.size[1],
+            num_inference_steps=steps, generator=torch.Generator().manual_seed(0), progress=False,
+        )  # fmt: skip
+        return out.info["calls"]
+
+    return draw
+
+
+def _naive(
+    plan: Plan, pipe: StableDiffusionPipeline, loras: dict[str, Path], steps: int, method: str
+):
+    updates = plan.naive_updates()
+
+    def draw() -> int:
+        with loaded(pipe, loras):
+            return naive_picture(
+                pipe, speed_prompt(len(loras)), list(loras), plan.size, steps, updates
+            )
+
+    return draw
+
+
+@contextmanager
+def loaded(pipe: StableDiffusionPipeline, loras: Mapping[str, Path]):
+    """LoRAs as diffusers and peft load them; they are gone afterwards."""
+    with ExitStack() as stack:
+        stack.callback(pipe.unload_lora_weights)
+        for name, path in loras.items():
+            pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name)
+        yield
+
+
+def _settled(device: str) -> None:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _row(plan: Plan, case: _Case, cases: Sequence[_Case], weights: float) -> dict[str, Any]:
+    seconds = statistics.median(case.seconds) if case.seconds else None
+    row: dict[str, Any] = {
+        "method": case.method, "loras": case.loras, "calls": case.calls,
+        "tflops": round(case.flops / 1e12, 4),
+        "seconds": seconds and round(seconds, 3),
+        "spread": round(max(case.seconds) - min(case.seconds), 3) if case.seconds else None,
+        "mib": None if case.mib is None else round(case.mib + weights, 1),
+    }  # fmt: skip
+    for name, other in (("", PLAIN), ("naive_", NAIVE)):
+        beside = [c for c in cases if c.method == other and c.steps == case.steps
+                  and other in (PLAIN, case.method, NAIVE)]  # fmt: skip
+        if other == NAIVE:
+            beside = [c for c in beside if c.loras == case.loras and case.method in GUIDED]
+        if beside:
+            row |= _ratios(name, case, beside[0], weights)
+    return row | {
+        "base": plan.base, "device": plan.device, "dtype": plan.dtype,
+        "size": f"{plan.size[0]}x{plan.size[1]}", "steps": case.steps, "rank": plan.rank,
+        "repetitions": len(case.seconds), "threads": torch.get_num_threads(),
+    }  # fmt: skip
+
+
+def _ratios(prefix: str, case: _Case, other: _Case, weights: float) -> dict[str, float]:
+    found = {f"{prefix}flops_ratio": round(case.flops / other.flops, 4)}
+    if case.seconds and other.seconds:
+        each = [a / b for a, b in zip(case.seconds, other.seconds)]  # of one turn each
+        found[f"{prefix}seconds_ratio"] = round(statistics.median(each), 3)
+    if case.mib is not None and other.mib is not None:
+        ratio = (case.mib + weights) / (other.mib + weights)
+        found[f"{prefix}memory_ratio"] = round(ratio, 3)
+    return found

@@ -1,0 +1,107 @@
+"""`loraweave bench speed`: what methods cost beside a plain picture."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from ..errors import SceneError
+from . import options
+from .bench_options import Settings, names_of, settings_of
+from .job import check_device
+
+COLUMNS = {
+    "method": "method", "loras": "LoRAs", "steps": "steps", "calls": "calls",
+    "flops_ratio": "FLOPs / plain", "seconds_ratio": "seconds / plain",
+    "memory_ratio": "memory / plain", "naive_flops_ratio": "FLOPs / naive",
+    "naive_seconds_ratio": "seconds / naive", "tflops": "TFLOPs", "seconds": "seconds",
+    "spread": "spread", "mib": "MiB",
+}  # fmt: skip
+
+
+def speed(
+    base: Annotated[
+        Literal["miniature", "sd15-random"],
+        typer.Option(help="The miniature, or SD 1.5's architecture with random weights."),
+    ] = "miniature",
+    methods: Annotated[
+        str, typer.Option(help="Names with commas; naive is CLoRA in the plain way.")
+    ] = "merge,clora,naive,weave",
+    loras: Annotated[str, typer.Option(help="Numbers of LoRAs, with commas.")] = "1,2,4,8",
+    rank: Annotated[int, typer.Option(min=1, max=128, help="Of each LoRA.")] = 8,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: options.Precision = "float32",
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WxH", help="In pixels.", show_default="128x128, or 512x512 (256x256 on a CPU)"
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps.")] = 50,
+    guided_steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=1000, show_default="as the others",
+            help="Of clora and naive; under 50 there is one step with updates.",
+        ),
+    ] = None,
+    updates: Annotated[
+        int, typer.Option(min=0, max=100, help="Extra updates of clora and naive.")
+    ] = 20,
+    repetitions: Annotated[int, typer.Option(min=1, max=100, help="Timed runs of each.")] = 3,
+    settings: Settings = None,
+    flops_only: Annotated[
+        bool, typer.Option("--flops-only", help="Count, without drawing anything.")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Also write the rows there (JSON).")
+    ] = None,
+    as_json: options.AsJson = False,
+) -> None:  # fmt: skip
+    """Seconds, denoiser calls, FLOPs and memory as ratios to a plain picture with one LoRA.
+
+    All in one process and one run, taking turns. `--flops-only` counts the operations of whole
+    pictures on any machine, without values.
+    """
+    from ..bench.speed import Plan, counted, measure
+    from ..files import write_atomically
+    from .report import show_table
+
+    if not flops_only:
+        check_device(device)
+    names = tuple(names_of(methods))
+    usual = (128, 128) if base == "miniature" else (256, 256)
+    if base != "miniature" and (flops_only or device.startswith("cuda")):
+        usual = (512, 512)
+    plan = Plan(
+        base=base, device=device, dtype=dtype, size=_size(size) if size else usual, methods=names,
+        counts=_numbers(loras), rank=rank, steps=steps, guided_steps=guided_steps or steps,
+        updates=updates, repetitions=repetitions,
+        settings=settings_of([n for n in names if n not in ("naive", "plain")], settings),
+    )  # fmt: skip
+    rows = counted(plan, progress=True) if flops_only else measure(plan, progress=True)
+    text = json.dumps({"rows": rows}, indent=1)
+    if output is not None:
+        write_atomically(output, f"{text}\n".encode())
+    if as_json:
+        typer.echo(text)
+        return
+    shown = [key for key in COLUMNS if any(row.get(key) is not None for row in rows)]
+    lines = [["" if row.get(key) is None else str(row[key]) for key in shown] for row in rows]
+    title = f"{plan.size[0]}x{plan.size[1]}, {base}, {dtype}, {'counted' if flops_only else device}"
+    show_table([COLUMNS[key] for key in shown], *lines, title=title)
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, cross, height = text.lower().partition("x")
+    if not (cross and width.isdigit() and height.isdigit()):
+        raise SceneError(f"--size {text!r} is no size; give width and height, such as 512x512")
+    return int(width), int(height)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() for part in parts):
+        raise SceneError(f"--loras {text!r} is no list of numbers; give some, such as 1,2,4,8")
+    return tuple(dict.fromkeys(int(part) for part in parts))

@@ -1,0 +1,223 @@
+"""Weave: one denoiser call a step for any number of LoRAs, every place drawn by its owner.
+
+For the first steps the base model draws the scene with plain nouns, and its attention says where
+each concept is going to be (layout/places.py: a place for every concept, none for two). From then
+on each place is drawn as by its owner's LoRA alone: every layer adds the owner's residual only, and
+cross-attention reads the owner's text with the owner's keys and values, in both halves of guidance;
+what the base draws outside of all places has no LoRA (denoise/confined.py).
+
+What a place reads is a mixture of two texts, by their attention: the sentence with its own trigger
+and plain nouns for the others, which keeps the scene together, and its own words alone, which keep
+the others' nouns out. The sentence weighs more in early steps, when the layout is made. Outside of
+the places the sentence is read early, and later the rest of it without the concepts' words.
+
+Which of these parts matter is measured in docs/decisions/0017-weave.md.
+
+`B` pictures, `N` concepts, `K` owners, (H, W) cells of the latent.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from ..denoise.composition import Composition
+from ..denoise.confined import Confined
+from ..denoise.executor import Executor
+from ..denoise.loop import Stage, StepScheduler, guided
+from ..layout.masks import normalized, resized, strengths, with_base
+from ..layout.places import PlaceRule, places_of, upsampled
+from ..layout.regions import joined, region_masks, shared
+from ..scene import BACKGROUND
+from .base import Method, MethodSettings
+from .masked import Outside, owners
+
+
+class WeaveSettings(MethodSettings):
+    """Settings of weave; the defaults were chosen on tuning scenes of the miniature.
+
+    Attributes:
+        layout_share: of the steps, in which the base model makes the layout.
+        restart: draw the picture from its first step then, with the same noise; otherwise go on
+            from where the layout is, and nothing is computed twice.
+        threshold: of a map's largest value, from which a position belongs to its concept.
+        context: how much of what a place reads is the sentence, the rest is its own words.
+        early: the share of the steps that count as early.
+        early_context: `context` there.
+        outside: what is read outside of the places, after the early steps: the whole `prompt`, or
+            the `rest` of it without the concepts' words.
+        attention: in self-attention a position sees the others as their own owners' keys and
+            values (`keys`), or all of them as its owner's (`queries`).
+    """
+
+    layout_share: float = Field(0.2, gt=0, le=1)
+    restart: bool = True
+    threshold: float = Field(0.3, gt=0, lt=1)
+    context: float = Field(0.4, ge=0, le=1)
+    early: float = Field(0.3, ge=0, le=1)
+    early_context: float = Field(0.6, ge=0, le=1)
+    outside: Outside = "rest"
+    attention: Literal["keys", "queries"] = "keys"
+
+
+class Weave(Method):
+    """Places found in the base model's attention, each drawn by its owner, in one call a step."""
+
+    name = "weave"
+    summary = "places found by attention, each drawn as by its LoRA alone, in one call a step"
+    source = "LoRAWeave, docs/decisions/0017-weave.md"
+    passes = "1"
+    regions = "found, or from the user"
+    own_prompts = True
+    refuses = ("LoRAs of layers without places (time embedding)",)
+    Settings = WeaveSettings
+
+    def stages(
+        self, composition: Composition, executor: Executor, scheduler: StepScheduler
+    ) -> list[Stage]:
+        settings = self.settings
+        assert isinstance(settings, WeaveSettings)
+        given = given_places(composition)
+        if len(given) == len(composition.concepts):
+            return [WeaveStage(composition, executor, scheduler, settings, given)]
+        layout = LayoutStage(composition, executor, scheduler.copy(), settings)
+        return [layout, WeaveStage(composition, executor, scheduler, settings, given, layout)]
+
+
+def given_places(composition: Composition) -> dict[int, Float[Tensor, "H W"]]:
+    """By a concept's number the place that it has from the start: the user's, or the whole picture
+    for a single concept with nothing beside it."""
+    concepts, backbone = composition.concepts, composition.backbone
+    size = backbone.latent_shape(composition.width, composition.height)[-2:]
+    placed = [c.name for c in concepts if composition.regions.get(c.name)]
+    if not placed:
+        behind = [style.name for style in composition.scene.styles if style.on == BACKGROUND]
+        alone = len(concepts) == 1 and not behind and BACKGROUND not in composition.scene.prompts
+        return {0: torch.ones(size)} if alone else {}
+    picture = composition.width, composition.height
+    masks = shared(joined(*region_masks(composition.regions, placed, size, picture)))
+    numbers = {concept.name: k for k, concept in enumerate(concepts)}
+    return {numbers[name]: mask for name, mask in zip(placed, masks)}
+
+
+class LayoutStage(Stage):
+    """The base model's first steps; where each noun looks is noted down.
+
+    Attributes:
+        noise: the latents that it began with.
+    """
+
+    def __init__(
+        self, composition: Composition, executor: Executor, scheduler: StepScheduler,
+        settings: WeaveSettings,
+    ):  # fmt: skip
+        super().__init__(scheduler)
+        self.base = composition.make_pass((), background=True)
+        self.nouns = [self.base.words.nouns[c.name] for c in composition.concepts]
+        self.executor, self.guidance = executor, composition.scene.guidance_scale
+        self.restart = settings.restart
+        self.last = max(1, round(settings.layout_share * len(scheduler.timesteps)))
+        self.noise = torch.empty(0)
+
+    def start(self, latents: Tensor) -> Float[Tensor, "B C H W"]:
+        self.noise = latents
+        return latents
+
+    def predict(self, latents: Tensor, i: int, t: Tensor) -> Float[Tensor, "B C H W"]:
+        out = self.executor.evaluate([self.base], self.scheduler.scale(latents, t), t)
+        assert out.noise is not None
+        assert out.maps is not None
+        size = self.executor.backbone.map_size(latents)
+        self.trace.maps.append(strengths(out.maps[:, 0, -1].float(), self.nouns, size).cpu())
+        return guided(out.noise[:, 0], self.guidance)
+
+    def attention(self) -> Float[Tensor, "B N h w"]:
+        """Mean of the second half of the steps, each map from 0 to 1."""
+        total = torch.stack(self.trace.maps[len(self.trace.maps) // 2 :]).sum(0)
+        return torch.stack([normalized(own.flatten(1)).view_as(own) for own in total])
+
+    def shown(self, i: int) -> bool:
+        return not self.restart
+
+
+class WeaveStage(Stage):
+    """The picture, one confined call a step.
+
+    Args:
+        composition, executor, scheduler, settings: of the run.
+        given: places that are known.
+        layout: where the others come from; not needed if all are known.
+    """
+
+    def __init__(
+        self, composition: Composition, executor: Executor, scheduler: StepScheduler,
+        settings: WeaveSettings, given: Mapping[int, Tensor], layout: LayoutStage | None = None,
+    ):  # fmt: skip
+        super().__init__(scheduler)
+        self.guidance = composition.scene.guidance_scale
+        self.executor, self.settings, self.given, self.layout = executor, settings, given, layout
+        self.concepts = composition.concepts
+        # A single concept has no other's noun to keep out.
+        self.lonely = len(self.concepts) == 1
+        by_query = settings.attention == "queries"
+        self.early, self.late = (
+            Confined(executor, [
+                *owners(composition, "own", outside), *owners(composition, "alone", outside)[1:]
+            ], by_query)
+            for outside in ("prompt", settings.outside)
+        )  # fmt: skip
+        self.places = torch.empty(0)  # (B, N, H, W)
+        self._mixed: dict[float, Tensor] = {}
+
+    def start(self, latents: Tensor) -> Float[Tensor, "B C H W"]:
+        size, layout = latents.shape[-2:], self.layout
+        given = {k: mask.to(latents) for k, mask in self.given.items()}
+        if layout is None:
+            every = torch.stack([given[k] for k in range(len(self.concepts))])
+            self.places = every.expand(len(latents), -1, -1, -1)
+            return latents
+        self.trace = layout.trace
+        maps = layout.attention()
+        coarse = {
+            k: resized(mask[None].cpu().float(), maps.shape[-2:])[0] for k, mask in given.items()
+        }
+        rule = PlaceRule(threshold=self.settings.threshold)
+        nouns = [concept.noun for concept in self.concepts]
+        pictures = []
+        for n, own in enumerate(maps):
+            found = places_of(own, nouns, rule, coarse)
+            pictures.append(found.masks)
+            self.trace.notes += [
+                f"weave: the base model leaves no place for {self.concepts[k].name!r} in picture "
+                f"{n + 1}; it is put beside the others" for k in found.put
+            ]  # fmt: skip
+        self.places = upsampled(with_base(torch.stack(pictures)), size)[:, 1:].to(latents)
+        for k, mask in given.items():  # as sharp as they were given, and nobody else's
+            self.places = self.places * (1 - mask)
+            self.places[:, k] = mask
+        if self.settings.restart:
+            return layout.noise
+        self.first, self.scheduler = layout.last or 0, layout.scheduler
+        return latents
+
+    def predict(self, latents: Tensor, i: int, t: Tensor) -> Float[Tensor, "B C H W"]:
+        settings = self.settings
+        soon = i < settings.early * len(self.scheduler.timesteps)
+        context = settings.early_context if soon else settings.context
+        masks = self._mixture(1.0 if self.lonely else context)
+        confined = self.early if soon else self.late
+        out = confined.evaluate(masks, self.scheduler.scale(latents, t), t)
+        assert out.noise is not None
+        self.trace.masks.append(self.places.float().cpu())
+        return guided(out.noise[:, 0], self.guidance)
+
+    def _mixture(self, context: float) -> Float[Tensor, "B K H W"]:
+        """Shares of the background, of each concept's sentence, and of each one's words alone."""
+        if context not in self._mixed:
+            own = self.places
+            parts = [with_base(own)[:, :1], own * context, own * (1 - context)]
+            self._mixed[context] = torch.cat(parts, 1)
+        return self._mixed[context]
