@@ -39,7 +39,7 @@ def compose(
     *,
     loras: Mapping[str, LoraSource] | None = None,
     lora_dir: str | Path | None = None,
-    method: str | Method = "clora",
+    method: str | Method = "weave",
     settings: MethodSettings | Mapping[str, Any] | None = None,
     negative_prompt: str = "",
     negative_prompts: Mapping[str, str] | None = None,

@@ -27,7 +27,7 @@ from ..denoise.executor import Executor, Work, executing
 from ..denoise.hooks import adapter_hooks
 from ..evaluate.flops import flop_counter
 from ..lora.pipeline import gather_adapters
-from ..scene import Scene
+from ..scene import LoraRef, Scene
 from .bases import BaseName, speed_base, speed_loras, speed_prompt
 from .naive import Recording
 
@@ -49,7 +49,7 @@ class CallCosts:
         self.size, self.known = size, {}
         with tempfile.TemporaryDirectory() as folder:
             files = speed_loras(self.pipe, Path(folder), count, rank)
-            scene = Scene(prompt=speed_prompt(count), loras=dict(files), width=size[0],
+            scene = Scene(prompt=speed_prompt(count), loras={name: LoraRef(path=path) for name, path in files.items()}, width=size[0],
                           height=size[1])  # fmt: skip
             with gather_adapters(self.pipe, scene) as adapters:
                 self.scene, self.adapters = scene, dict(adapters)

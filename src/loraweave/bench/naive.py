@@ -79,6 +79,7 @@ def naive_clora(
         for one in passes:
             _switch(pipe, one)
             conditional, unconditional = pipe.encode_prompt(one.text, device, 1, True, "")
+            assert unconditional is not None
             texts.append(torch.cat([unconditional, conditional]))
 
     scheduler = copy.deepcopy(pipe.scheduler)

@@ -13,7 +13,7 @@ from .for_each import by_method
 from .job import Job, differences, judge_for, load_model, make_job
 
 GRID_CELL = 256  # pixels a side up to which a grid enlarges small pictures
-DEFAULT_METHOD = "clora"
+DEFAULT_METHOD = "weave"
 
 
 def generate(
@@ -26,7 +26,7 @@ def generate(
     scene_set: options.SceneSet = None,
     base: options.Base = None,
     method: Annotated[
-        str | None, typer.Option(help="See `loraweave methods`.", show_default="clora")
+        str | None, typer.Option(help="See `loraweave methods`.", show_default="weave")
     ] = None,
     settings: options.Settings = None,
     negative: options.Negative = None,

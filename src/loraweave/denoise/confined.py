@@ -46,7 +46,8 @@ class Confined:
         self._self = [
             m for m in unet.modules() if isinstance(m, Attention) and not m.is_cross_attention
         ] if by_query else []  # fmt: skip
-        self._apart = [layer for attn in self._self for layer in (attn.to_k, attn.to_v)]
+        layers = [layer for attn in self._self for layer in (attn.to_k, attn.to_v)]
+        self._apart = [layer for layer in layers if layer is not None]
         self._hooks = executor.composition.unet_hooks
         self._sites = [site.module for site in cross_attention_sites(executor.backbone.unet)]
         self._read = {id(site) for site in executor.backbone.sites}

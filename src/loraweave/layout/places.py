@@ -147,15 +147,17 @@ class _Finder:
 
         Where there is no room at all, those that yield give some of theirs.
         """
-        taken = masks.any(0)
+        taken = cast(Mask, masks.any(0))
         least = self.rule.size / self.count**0.5 * self.side
         usual = np.mean(self.sizes, 0) if self.sizes else np.zeros(2)
         tall, wide = np.maximum(usual, least)
         tall, wide = min(tall, self.height), max(1, min(wide, 0.9 * self.width / self.count))
-        best, chosen, at = -np.inf, taken, np.zeros(2)
+        best, at = -np.inf, np.zeros(2)
+        chosen: Mask = taken
         for y in np.arange(tall / 2, self.height - tall / 2 + 0.01):
             for x in np.arange(wide / 2, self.width - wide / 2 + 0.01):
-                box = (abs(self.rows - y) <= tall / 2) & (abs(self.columns - x) <= wide / 2)
+                near = abs(self.rows - y) <= tall / 2, abs(self.columns - x) <= wide / 2
+                box = cast(Mask, near[0] & near[1])
                 centre = np.array([y, x]) / self.side
                 score = self.strength[k][box].mean() - 2 * taken[box].mean()
                 if self.centres:

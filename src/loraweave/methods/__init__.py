@@ -17,7 +17,7 @@ from .switch import Switch
 from .weave import Weave
 
 KNOWN = (
-    CLoRA, Weave, LoRAComposer, Merge, Composite, Switch, Masked, Regional, OMG, AttendAndExcite,
+    Weave, CLoRA, LoRAComposer, Merge, Composite, Switch, Masked, Regional, OMG, AttendAndExcite,
     Conform,
 )  # fmt: skip
 METHODS: dict[str, type[Method]] = {m.name: m for m in KNOWN}

@@ -1,6 +1,6 @@
-"""The demo: a particular cat and a particular flower in one picture, by CLoRA and by merging.
+"""The demo: a particular cat and a particular flower in one picture, by three methods.
 
-Run as `python -m loraweave.miniature.demo FOLDER`; writes the two pictures, a grid over three
+Run as `python -m loraweave.miniature.demo FOLDER`; writes the three pictures, a grid over three
 pairs and two seeds, the figure of attention maps and masks, and report.json.
 """
 
@@ -26,7 +26,7 @@ from .shipped import lora_file
 PAIRS = (("inkcat", "duskflower"), ("tigercat", "dotcup"), ("coralfish", "lilacrabbit"))
 BACKGROUNDS = ("meadow", "night", "beach")
 SEEDS = (1, 2)
-METHODS = ("merge", "clora")
+METHODS = ("merge", "clora", "weave")
 
 
 def run_demo(folder: Path) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def run_demo(folder: Path) -> dict[str, Any]:
     }  # fmt: skip
     (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     print(f"\nconcepts right, on the miniature: {report['concepts_right']}")
-    print(f"written to {folder}/ in {report['seconds']:.0f} s: clora.png, merge.png, grid.png, "
+    print(f"written to {folder}/ in {report['seconds']:.0f} s: weave.png, clora.png, merge.png, grid.png, "
           "maps.png, report.json")  # fmt: skip
     return report
 
