@@ -1,5 +1,10 @@
-"""Write the tables of results.md again, each by the command that stands above it (`make docs`)."""
+"""Write the tables of results.md and performance.md again (`make docs`).
 
+Those of results.md by the commands that stand above them, those of performance.md from the files
+that `loraweave bench speed -o` wrote.
+"""
+
+import json
 import re
 import shlex
 from pathlib import Path
@@ -7,9 +12,12 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from loraweave.cli import app
+from loraweave.commands.speed import table_of
 
 PAGE = Path(__file__).parent / "results.md"
+SPEED = Path(__file__).parent / "performance.md"
 BLOCK = re.compile(r"(<!-- loraweave (.*?) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
+MEASURED = re.compile(r"(<!-- speed (.*?) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 TITLE = re.compile(r"^### .*\n\n", flags=re.MULTILINE)
 
 
@@ -36,5 +44,19 @@ def _block(found: re.Match[str], results: Path) -> str:
     return found[1] + "\n" + TITLE.sub("", out.stdout).strip() + "\n\n" + found[3]
 
 
+def with_speed(text: str) -> str:
+    """A page with its tables of speed made from the files named above them, beside the page."""
+    return MEASURED.sub(_measured, text)
+
+
+def _measured(found: re.Match[str]) -> str:
+    rows = json.loads((SPEED.parent / found[2]).read_text())["rows"]
+    headings, lines = table_of(rows)
+    table = [headings, ["---"] * len(headings), *lines]
+    text = "\n".join(f"| {' | '.join(line)} |" for line in table)
+    return f"{found[1]}\n{text}\n\n{found[3]}"
+
+
 if __name__ == "__main__":
     PAGE.write_text(filled(PAGE.read_text(), PAGE.parents[1] / "results"))
+    SPEED.write_text(with_speed(SPEED.read_text()))

@@ -75,7 +75,7 @@ class TestGenerate:
         assert [image["path"] for image in images] == [str(out / f"a-{n}.png") for n in (1, 2)]
         assert [image["seed"] for image in images] == [7, 8]
         assert all(image["seconds"] > 0 and image["calls"] > 0 for image in images)
-        assert all(image["found"] is None and image["method"] == "clora" for image in images)
+        assert all(image["found"] is None and image["method"] == "weave" for image in images)
         assert sorted(p.name for p in out.iterdir()) == ["a-1.png", "a-2.png"]
 
     def test_quiet(self, out, model):
@@ -120,7 +120,7 @@ class TestGenerate:
 
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
     def test_again_from_the_picture(self, out, model, base_folder, dtype):
-        run("generate", PROMPT, *model, "-o", out / "a.png", "--seed", 3, "--set", "refinements=1",
+        run("generate", PROMPT, *model, "-o", out / "a.png", "--seed", 3, "--set", "context=0.5",
             "--dtype", dtype)  # fmt: skip
         assert read_png_record(out / "a.png")["dtype"] == dtype
         again = run("generate", "--from", out / "a.png", "--base", base_folder,
@@ -130,7 +130,7 @@ class TestGenerate:
         assert (out / "a.png").read_bytes() == (out / "b.png").read_bytes()
 
     def test_again_with_something_else(self, out, model, base_folder):
-        run("generate", PROMPT, *model, "-o", out / "a.png", "--set", "refinements=1")
+        run("generate", PROMPT, *model, "-o", out / "a.png", "--set", "context=0.5")
         result = run("generate", "--from", out / "a.png", "--base", base_folder, "-o",
                      out / "b.png", "--method", "merge", "--seed", 9, "--steps", 1,
                      "--device", "cpu")  # fmt: skip
@@ -157,11 +157,11 @@ class TestGenerate:
 
     def test_an_existing_picture_stays_until_the_new_one_is_there(self, out, model):
         (out / "a.png").write_text("old")
-        result = run("generate", PROMPT, *model, "-o", out / "a.png", "--set", "refinements=-1")
+        result = run("generate", PROMPT, *model, "-o", out / "a.png", "--set", "context=-1")
         assert result.exit_code == 2
         assert (out / "a.png").read_text() == "old"
         run("generate", PROMPT, *model, "-o", out / "a.png")
-        assert read_png_record(out / "a.png")["method"] == "clora"
+        assert read_png_record(out / "a.png")["method"] == "weave"
 
 
 class TestJudged:
@@ -272,7 +272,7 @@ class TestRefused:
             (["--seed", -1], ["seed"]),
             (["--count", 0], ["--count"]),
             (["--method", "nothing"], ["'nothing'", "clora"]),
-            (["--set", "nothing=1"], ["'nothing'", "step_size"]),
+            (["--set", "nothing=1"], ["'nothing'", "layout_share"]),
             (["--set", "variant=better"], ["variant"]),
             (["--set", "variant"], ["key=value"]),
             (["--set", "variant=[1"], ["YAML"]),

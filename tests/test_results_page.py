@@ -9,13 +9,24 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 @pytest.fixture(scope="module")
-def filled():
+def tables():
     sys.path.insert(0, str(DOCS))
     try:
-        from fill_tables import filled
+        import fill_tables
     finally:
         sys.path.remove(str(DOCS))
-    return filled
+    return fill_tables
+
+
+@pytest.fixture(scope="module")
+def filled(tables):
+    return tables.filled
+
+
+def test_the_tables_of_speed_are_what_was_measured(tables):
+    text = (DOCS / "performance.md").read_text()
+    assert text.count("<!-- speed ") >= 1
+    assert tables.with_speed(text) == text
 
 
 def test_every_table_is_what_its_command_prints(filled):

@@ -49,8 +49,10 @@ class CallCosts:
         self.size, self.known = size, {}
         with tempfile.TemporaryDirectory() as folder:
             files = speed_loras(self.pipe, Path(folder), count, rank)
-            scene = Scene(prompt=speed_prompt(count), loras={name: LoraRef(path=path) for name, path in files.items()}, width=size[0],
-                          height=size[1])  # fmt: skip
+            refs = {name: LoraRef(path=path) for name, path in files.items()}
+            scene = Scene(
+                prompt=speed_prompt(count), loras=refs, width=size[0], height=size[1]
+            )  # fmt: skip
             with gather_adapters(self.pipe, scene) as adapters:
                 self.scene, self.adapters = scene, dict(adapters)
 

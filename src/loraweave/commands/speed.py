@@ -1,8 +1,9 @@
 """`loraweave bench speed`: what methods cost beside a plain picture."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -87,10 +88,16 @@ def speed(
     if as_json:
         typer.echo(text)
         return
+    headings, lines = table_of(rows)
+    title = f"{plan.size[0]}x{plan.size[1]}, {base}, {dtype}, {'counted' if flops_only else device}"
+    show_table(headings, *lines, title=title)
+
+
+def table_of(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Headings and lines; columns in which no row has anything are left out."""
     shown = [key for key in COLUMNS if any(row.get(key) is not None for row in rows)]
     lines = [["" if row.get(key) is None else str(row[key]) for key in shown] for row in rows]
-    title = f"{plan.size[0]}x{plan.size[1]}, {base}, {dtype}, {'counted' if flops_only else device}"
-    show_table([COLUMNS[key] for key in shown], *lines, title=title)
+    return [COLUMNS[key] for key in shown], lines
 
 
 def _size(text: str) -> tuple[int, int]:

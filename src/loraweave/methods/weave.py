@@ -186,14 +186,7 @@ class WeaveStage(Stage):
         }
         rule = PlaceRule(threshold=self.settings.threshold)
         nouns = [concept.noun for concept in self.concepts]
-        pictures = []
-        for n, own in enumerate(maps):
-            found = places_of(own, nouns, rule, coarse)
-            pictures.append(found.masks)
-            self.trace.notes += [
-                f"weave: the base model leaves no place for {self.concepts[k].name!r} in picture "
-                f"{n + 1}; it is put beside the others" for k in found.put
-            ]  # fmt: skip
+        pictures = [places_of(own, nouns, rule, coarse).masks for own in maps]
         self.places = upsampled(with_base(torch.stack(pictures)), size)[:, 1:].to(latents)
         for k, mask in given.items():  # as sharp as they were given, and nobody else's
             self.places = self.places * (1 - mask)

@@ -68,8 +68,8 @@ def run_demo(folder: Path) -> dict[str, Any]:
     }  # fmt: skip
     (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     print(f"\nconcepts right, on the miniature: {report['concepts_right']}")
-    print(f"written to {folder}/ in {report['seconds']:.0f} s: weave.png, clora.png, merge.png, grid.png, "
-          "maps.png, report.json")  # fmt: skip
+    print(f"written to {folder}/ in {report['seconds']:.0f} s: weave.png, clora.png, merge.png, "
+          "grid.png, maps.png, report.json")  # fmt: skip
     return report
 
 
