@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload, cpu_offload_with_hook
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
@@ -151,6 +152,20 @@ class TestContract:
             draw(pipe, loras, method, callback_on_step_end=callback, output_type="pil")
         assert snapshot(pipe) == before
         assert_same_weights(weights_before, weights(pipe))
+
+    @pytest.mark.parametrize("kind", ["models", "layers"])
+    def test_models_may_be_offloaded(self, pipe, loras, method, kind):
+        """As accelerate's hooks do for diffusers, here with the processor as the device."""
+        expected = draw(pipe, loras, method, output_type="np")
+        other, hook, cpu = tiny_pipeline(), None, torch.device("cpu")
+        for name in ("text_encoder", "unet", "vae"):
+            if kind == "models":
+                _, hook = cpu_offload_with_hook(getattr(other, name), cpu, hook)
+            else:
+                cpu_offload(getattr(other, name), cpu)
+        found = draw(other, loras, method, output_type="np")
+        np.testing.assert_allclose(found.images, expected.images, atol=1e-4)
+        assert found.info["base"] == expected.info["base"]
 
     def test_weight_zero_is_a_lora_of_zeros(self, pipe, loras, method, tmp_path):
         zeros = {}

@@ -179,8 +179,12 @@ def base_identity(pipe: StableDiffusionPipeline) -> dict[str, str]:
 
 
 def _sampled_sha256(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
+    digest, values = hashlib.sha256(), model.state_dict()
+    if any(value.is_meta for value in values.values()):  # offloaded layer by layer
+        from accelerate.utils.modeling import get_state_dict_offloaded_model
+
+        values |= get_state_dict_offloaded_model(model)  # in the same order
+    for name, value in values.items():
         if "lora_" in name:
             continue
         plain = name.replace(".base_layer", "")

@@ -187,8 +187,8 @@ def composition(
     """
     every = list(adapters.values())
     with (
-        adapter_hooks(backbone.unet, "unet", every) as unet_hooks,
-        adapter_hooks(backbone.text_encoder, "text_encoder", every) as text_hooks,
+        adapter_hooks(backbone.unet, "unet", every, backbone.device) as unet_hooks,
+        adapter_hooks(backbone.text_encoder, "text_encoder", every, backbone.device) as text_hooks,
         frozen(backbone.unet, backbone.text_encoder),
     ):
         yield Composition(scene, backbone, adapters, unet_hooks, text_hooks, masks)

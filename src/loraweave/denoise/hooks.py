@@ -76,9 +76,12 @@ MOST_KNOWN = 64
 class AdapterHooks:
     """Hooks on one model; `rows` says which adapters the rows of the next calls get."""
 
-    def __init__(self, model: nn.Module, component: Component, adapters: Sequence[Adapter]):
+    def __init__(
+        self, model: nn.Module, component: Component, adapters: Sequence[Adapter],
+        device: torch.device | None = None,
+    ):  # fmt: skip
         parameter = next(model.parameters())
-        self._device = parameter.device
+        self._device = device or parameter.device
         self._dtype = torch.promote_types(parameter.dtype, torch.float32)
         self._acting = _Acting(0, {}, None, {}, {})
         self._known_rows: dict[tuple, _Acting] = {}
@@ -322,10 +325,19 @@ def _layer(model: nn.Module, path: str) -> nn.Module:
 
 @contextmanager
 def adapter_hooks(
-    model: nn.Module, component: Component, adapters: Sequence[Adapter]
-) -> Iterator[AdapterHooks]:
-    """Hooks for the duration of a run."""
-    hooks = AdapterHooks(model, component, adapters)
+    model: nn.Module, component: Component, adapters: Sequence[Adapter],
+    device: torch.device | None = None,
+) -> Iterator[AdapterHooks]:  # fmt: skip
+    """Hooks for the duration of a run.
+
+    Args:
+        model: gets them.
+        component: which part of the adapters it is.
+        adapters: all that may act.
+        device: where the model runs; its own if not given. Weights may be elsewhere until a layer
+            is called.
+    """
+    hooks = AdapterHooks(model, component, adapters, device)
     try:
         yield hooks
     finally:

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import MethodError
+
 Device = torch.device | str | None
 
 
@@ -348,6 +350,11 @@ def _by_channel(values: Tensor, module: nn.Module, ndim: int) -> Tensor:
 
 def _weight_and_bias(module: nn.Module) -> tuple[Tensor, Tensor | None]:
     assert isinstance(module, nn.Linear | nn.Conv2d)
+    if module.weight.is_meta and getattr(module, "_hf_hook", None) is not None:
+        raise MethodError(
+            "a DoRA needs the weights of its layers, which are offloaded one by one here; offload "
+            "whole models instead (enable_model_cpu_offload)"
+        )
     return module.weight, module.bias
 
 
