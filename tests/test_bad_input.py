@@ -256,11 +256,11 @@ def test_unknown_method(refused):
 
 
 def test_unknown_settings_and_values(refused):
-    refused(MethodError, "'lambda_'", "mask_threshold", settings={"lambda_": 0.3})
-    refused(MethodError, "mask_threshold", settings={"mask_threshold": 2})
-    refused(MethodError, "variant", settings={"variant": "best"})
-    refused(MethodError, "refinements", "integer", settings={"refinements": False})
-    refused(MethodError, "step_size", "number", settings={"step_size": "20"})
+    refused(MethodError, "'lambda_'", "mask_threshold", method="clora", settings={"lambda_": 0.3})
+    refused(MethodError, "mask_threshold", method="clora", settings={"mask_threshold": 2})
+    refused(MethodError, "variant", method="clora", settings={"variant": "best"})
+    refused(MethodError, "refinements", "integer", method="clora", settings={"refinements": False})
+    refused(MethodError, "step_size", "number", method="clora", settings={"step_size": "20"})
     refused(MethodError, "merge", "'variant'", method="merge", settings={"variant": "improved"})
     refused(MethodError, "merge", method="merge", settings=loraweave.CLoRASettings())
 

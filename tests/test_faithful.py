@@ -41,7 +41,8 @@ def test_every_latent_of_ten_steps(updating):
 
     loraweave.compose(
         loraweave.load("miniature", dtype=torch.float64, device="cpu"), PROMPT,
-        loras={name: lora_file(name) for name in ("blackcat", "golddog")}, settings=settings,
+        loras={name: lora_file(name) for name in ("blackcat", "golddog")},
+        method="clora", settings=settings,
         num_inference_steps=STEPS, latents=noise, output_type="latent", progress=False,
         callback_on_step_end=keep,
     )  # fmt: skip

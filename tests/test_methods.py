@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 import loraweave
 from loraweave import LoraError, MethodError, SceneError
 from loraweave.backbone.sd1 import StableDiffusion1
-from loraweave.denoise.executor import Evaluation
+from loraweave.denoise.executor import Evaluation, Gradient
 from loraweave.denoise.loop import guided
 from loraweave.detect import SEGMENTERS
 from loraweave.detect.registry import Entry
@@ -493,12 +493,13 @@ def start(dtype=torch.float32):
 def test_number_of_updates_over_the_papers_schedule(pipe, loras, variant):
     """50 steps: one update at each of the first 25, 20 more at 0, 10 and 20."""
     with clora_stage(pipe, loras, variant=variant) as stage:
-        gradients, evaluations, z = [], [], start()
+        gradients, with_noise, evaluations, z = [], [], [], start()
         out = Evaluation(torch.zeros(1, 3, 2, 4, 16, 16), torch.rand(1, 3, 2, 256, 77))
 
-        def gradient(passes, *_, halves, **__):
+        def gradient(passes, *_, halves, noise, **__):
             gradients.append((len(passes), halves))
-            return torch.zeros(1), torch.zeros_like(z)
+            with_noise.append(noise)
+            return Gradient(torch.zeros(1), torch.zeros_like(z), out if noise else None)
 
         def evaluate(passes, *_, **__):
             evaluations.append(len(passes))
@@ -515,17 +516,21 @@ def test_number_of_updates_over_the_papers_schedule(pipe, loras, variant):
     for i in (0, 10, 20):
         expected[i] = 21
     assert per_step == expected
-    assert evaluations == [3] * 50
+    # The authors' noise is from before the last update, so it comes with that.
+    stale = 25 if variant == "faithful" else 0
+    assert sum(with_noise) == stale
+    assert evaluations == [3] * (50 - stale)
     assert set(gradients) == {(3, "both" if variant == "faithful" else "conditional")}
     assert len(stage.trace.losses) == 85
     assert len(stage.trace.masks) == len(stage.trace.maps) == 50
 
 
-@pytest.mark.parametrize(("variant", "halves"), [("improved", 1), ("faithful", 2)])
-def test_denoiser_calls_and_rows(pipe, loras, variant, halves):
+@pytest.mark.parametrize(("variant", "halves", "steps"), [("improved", 1, 3), ("faithful", 2, 1)])
+def test_denoiser_calls_and_rows(pipe, loras, variant, halves, steps):
+    """`steps` of three need a call of their own: the faithful noise comes with the last update."""
     settings = {"variant": variant, "max_update_step": 2, "refinement_steps": (0,)}
     info = draw(pipe, loras, settings={**settings, "refinements": 2}, num_inference_steps=3).info
-    updates, steps = 3 + 1, 3
+    updates = 3 + 1
     assert info["calls"] == updates + steps
     assert info["rows"] == updates * 3 * halves + steps * 3 * 2
     assert info["backward_rows"] == updates * 3 * halves

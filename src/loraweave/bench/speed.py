@@ -79,7 +79,8 @@ class Plan:
         """All that is not the method's default."""
         own: dict[str, Any] = {}
         if method == "clora":
-            own = {"variant": "faithful", "step_rule": "literal", **self.schedule()}
+            own = {"variant": "faithful", "step_rule": "literal", "gradient": "together"}
+            own |= self.schedule()
         if method in METHODS and "layout" in METHODS[method].Settings.model_fields:
             own["layout"] = "strips"
         return own | dict(self.settings.get(method, {}))
