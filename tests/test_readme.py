@@ -41,7 +41,8 @@ def test_python_block_runs_as_it_stands(tmp_path, monkeypatch):
     assert (tmp_path / "cat-and-dog.png").stat().st_size > 1000
     out = scope["out"]
     assert out.info["concepts"] == ["blackcat", "golddog"]
-    assert out.masks[0].shape == out.maps[0].shape == (50, 2, 16, 16)
+    assert out.masks[0].shape == (50, 2, 16, 16)
+    assert out.maps[0].shape == (10, 2, 16, 16)  # of the layout
 
 
 def test_commands_run(desk, monkeypatch, quick_check):
@@ -62,10 +63,12 @@ def test_commands_run(desk, monkeypatch, quick_check):
             words += ["--scenes", "2", *QUICK]
         if words[:2] in (["bench", "run"], ["bench", "report"]):
             words += [*QUICK, "--scenes", "1"]
+        if words[:2] == ["bench", "speed"]:
+            words += ["--steps", "2", "--updates", "1", "--repetitions", "1"]
         if words[:2] == ["bench", "papers"]:
             words += ["--results", str(ROOT / "results")]
         result = CliRunner().invoke(app, words)
-        assert result.exit_code == 0, (line, result.output, result.stderr)
+        assert result.exit_code == 0, (line, result.output, result.stderr, result.exc_info)
     for name in (
         "out.png",
         "again.png",

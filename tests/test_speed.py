@@ -15,8 +15,6 @@ from loraweave.bench.speed import Plan, counted, loaded, measure
 from loraweave.cli import app
 from loraweave.evaluate.flops import flop_counter
 
-pytestmark = pytest.mark.filterwarnings("ignore:Already found a .peft_config.:UserWarning")
-
 SIZE, STEPS = (64, 64), 5
 SETTINGS = {
     "clora": {
@@ -132,6 +130,10 @@ def test_the_command_counts_and_writes(tmp_path):
         (["--loras", "9"], "9 LoRAs; 1 to 8 can be measured"),
         (["--loras", "two"], "--loras 'two' is no list of numbers"),
         (["--size", "512"], "--size '512' is no size"),
+        (["--methods", "clora", "--loras", "1"], "clora needs two LoRAs at least"),
+        (["--set", "clora.refinements=5"], "clora.refinements would give clora another schedule"),
+        (["--methods", "attend_and_excite"], "cannot be counted without drawing"),
+        (["--methods", "merge", "--loras", "2", "--set", "merge.rule=ties"], "LoRAs of its own"),
     ],
 )
 def test_bad_input_is_refused(given, message):

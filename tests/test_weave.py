@@ -61,6 +61,28 @@ def test_places_that_are_given_stay_and_the_others_are_found_beside(double, lora
     assert (masks[1] * left).sum() == 0
 
 
+def test_given_places_that_overlap_are_shared(double, loras):
+    three = "a [sks cat](a), a [zwx dog](b) and a [sks bird](c) in the meadow"
+    regions = {"a": (0, 0, 0.5, 1), "b": (0.25, 0, 0.75, 1)}
+    masks = draw(double, loras | {"c": loras["a"]}, three, regions=regions).masks[0][-1]
+    assert masks.sum(0).max() <= 1
+    assert torch.equal(masks[0, :, 4:8], torch.full((16, 4), 0.5))
+    assert torch.equal(masks[1, :, 4:8], torch.full((16, 4), 0.5))
+    assert masks[2].sum() > 0
+
+
+def test_given_places_that_leave_no_room_are_an_error(double, loras):
+    with pytest.raises(loraweave.RegionError, match="leave no place for 'b'"):
+        draw(double, loras, regions={"a": (0, 0, 1, 1)})
+
+
+def test_without_restart_the_concepts_have_a_step_at_least(double, loras):
+    settings = {"layout_share": 0.99, "restart": False}
+    assert len(draw(double, loras, settings=settings).masks[0]) == 1
+    with pytest.raises(loraweave.MethodError, match="two steps at least"):
+        draw(double, loras, settings=settings, num_inference_steps=1)
+
+
 def test_texts_are_read_once(double, loras):
     """Pass 0, and of each concept its sentence and its words; the rest of the prompt."""
     assert draw(double, loras).info["texts"] == [[], ["a"], ["b"], ["a"], ["b"], []]
@@ -194,11 +216,16 @@ def test_stacked_loras_are_the_sum_of_each_where_it_acts(kind):
         places = [torch.rand((2, 1, *out.shape[2:]) if image else (2, 10, 1)).double()
                   for _ in ranks]  # fmt: skip
         axis = 1 if image else -1
-        gate = torch.cat([p.repeat_interleave(r, axis) for p, r in zip(places, ranks)], axis)
+        gate = torch.cat([
+            u.scale * p.repeat_interleave(r, axis) for u, p, r in zip(updates, places, ranks)
+        ], axis)  # fmt: skip
         stack = Stack.of(updates, x.device, x.dtype)
+        assert stack.ranks == ranks
+        assert stack.scales == tuple(u.scale for u in updates)
         expected = out + sum(u.delta(x, layer) * p for u, p in zip(updates, places))
         torch.testing.assert_close(stack.added(x, out, layer, gate), expected)
         flat = torch.tensor([0.5, 0.5, 2.0, 2.0, 2.0, -1.0], dtype=torch.float64)
+        flat = flat * torch.tensor(stack.scales).double().repeat_interleave(torch.tensor(ranks))
         expected = out + sum(u.delta(x, layer) * w for u, w in zip(updates, (0.5, 2.0, -1.0)))
         torch.testing.assert_close(stack.added(x, out, layer, flat), expected)
 

@@ -1,9 +1,10 @@
 """FLOPs of a picture without drawing it: what is called is noted on a tiny base, and counted once.
 
 A run notes down what every denoiser call computes (`Work`). What is called does not depend on the
-base, so a tiny one with random weights tells it in seconds; each kind of call is then counted on
-the base in question, on torch's meta device, and multiplied. Not counted: what a method does with
-maps outside of the denoiser. tests/test_speed.py compares with a real run.
+base (but by methods that refine until a value is reached, which are refused), so a tiny one with
+random weights tells it in seconds; each kind of call is then counted on the base in question, on
+torch's meta device, and multiplied. Not counted: what a method does with maps outside of the
+denoiser. tests/test_speed.py compares with a real run.
 """
 
 import tempfile
@@ -147,7 +148,7 @@ class CallCosts:
         leaf = latents.requires_grad_(kind.differentiated)
         halves = "both" if kind.halves == 2 else "conditional"
         if kind.confined:
-            confined = _Counted(executor, passes)
+            confined = _Counted(executor, passes, kind.by_query)
             confined.each = kind.owners
             masks = torch.ones((1, len(passes), *leaf.shape[-2:]), device="meta")
             evaluate = lambda: confined.evaluate(  # noqa: E731
@@ -213,6 +214,7 @@ def work_of(
         files = speed_loras(pipe, Path(folder), count, 1, few=True)
         out = compose(
             pipe, speed_prompt(count), loras=dict(files), method=method, settings=dict(settings),
-            num_inference_steps=steps, output_type="latent", progress=False, width=64, height=64,
+            generator=torch.Generator().manual_seed(0),
+            num_inference_steps=steps, output_type="latent", progress=False, width=128, height=128,
         )  # fmt: skip
     return Counter(out.work), out.info["texts"]

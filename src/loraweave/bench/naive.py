@@ -165,6 +165,7 @@ def _switch(pipe: StableDiffusionPipeline, one: NaivePass) -> None:
     else:
         pipe.enable_lora()
         pipe.set_adapters([one.lora], [one.weight])
+    pipe.unet.requires_grad_(False)  # peft makes the factors of what is active trainable
 
 
 def naive_picture(

@@ -8,6 +8,7 @@ guidance; CLoRA also as a ratio to the naive way of drawing the same picture (be
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -30,6 +31,12 @@ from .naive import naive_picture
 PLAIN, NAIVE = "plain", "naive"
 GUIDED = ("clora", NAIVE)
 """Methods whose early steps cost many times a plain one: measured over few steps."""
+
+
+SCHEDULE = {"refinements", "max_update_step", "refinement_steps", "update_at"}
+"""Settings of clora that say when the latent is moved."""
+BY_VALUE = ("attend_and_excite",)
+"""Methods whose calls depend on values."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,13 @@ class Plan:
                 raise MethodError(f"no method {method!r} to measure; there are: {known}")
         if wrong := [n for n in self.counts if not 1 <= n <= len(NOUNS)]:
             raise MethodError(f"{wrong[0]} LoRAs; 1 to {len(NOUNS)} can be measured")
+        if max(self.counts) < 2 and (alone := [m for m in self.methods if m in GUIDED]):
+            raise MethodError(f"{alone[0]} needs two LoRAs at least to have updates; add 2 to them")
+        if NAIVE in self.methods and (own := SCHEDULE & set(self.settings.get("clora", {}))):
+            raise MethodError(
+                f"clora.{min(own)} would give clora another schedule than naive has; use --updates "
+                "for both, or leave naive out"
+            )
 
     def steps_of(self, method: str) -> int:
         """How many a method is measured over."""
@@ -150,12 +164,17 @@ def counted(plan: Plan, progress: bool = False) -> list[dict[str, Any]]:
         MethodError: something in the plan cannot be counted.
     """
     plan.check()
+    if by_value := [method for method in plan.methods if method in BY_VALUE]:
+        raise MethodError(
+            f"{by_value[0]} moves the latent until a value is reached, so its calls cannot be "
+            "counted without drawing; measure it instead"
+        )
     costs = CallCosts(plan.base, plan.size, max(plan.counts), plan.rank)
     wanted = [
         (method, count) for count in plan.counts for method in plan.methods
         if method != PLAIN and not (method in GUIDED and count < 2)
     ]  # fmt: skip
-    every_steps = dict.fromkeys(plan.steps_of(method) for method, _ in wanted)
+    every_steps = dict.fromkeys(plan.steps_of(method) for method in plan.methods)
     cases = [_Case(PLAIN, 1, n, lambda: None, flops=costs.plain(n), calls=n) for n in every_steps]
     for method, count in track(wanted, "counted", len(wanted), progress):
         steps = plan.steps_of(method)
@@ -165,9 +184,15 @@ def counted(plan: Plan, progress: bool = False) -> list[dict[str, Any]]:
             calls = (count + 1) * sum(max(1, n) for n in updates)
         else:
             work, texts = work_of(method, count, steps, plan.settings_of(method))
+            named = {name for kind in work for own in kind.adapters for name in own}
+            if not named <= set(costs.adapters):
+                raise MethodError(
+                    f"{method} makes LoRAs of its own, which are not counted; measure it"
+                )
             flops, calls = costs.picture(work, texts), sum(work.values())
         cases.append(_Case(method, count, steps, lambda: None, flops=flops, calls=calls))
-    return [_row(plan, case, cases, 0.0) for case in cases]
+    drawn_by = ("device", "dtype", "threads")
+    return [_row(plan, case, cases, 0.0) | dict.fromkeys(drawn_by) for case in cases]
 
 
 def _cases(plan: Plan, pipe: StableDiffusionPipeline, loras: Mapping[str, Path]) -> list[_Case]:
@@ -231,7 +256,9 @@ def _naive(
 @contextmanager
 def loaded(pipe: StableDiffusionPipeline, loras: Mapping[str, Path]):
     """LoRAs as diffusers and peft load them; they are gone afterwards."""
-    with ExitStack() as stack:
+    with ExitStack() as stack, warnings.catch_warnings():
+        # peft's, about every adapter after the first
+        warnings.filterwarnings("ignore", "Already found a .peft_config.", UserWarning)
         stack.callback(pipe.unload_lora_weights)
         for name, path in loras.items():
             pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name)

@@ -47,7 +47,7 @@ class Confined:
             m for m in unet.modules() if isinstance(m, Attention) and not m.is_cross_attention
         ] if by_query else []  # fmt: skip
         layers = [layer for attn in self._self for layer in (attn.to_k, attn.to_v)]
-        self._apart = [layer for layer in layers if layer is not None]
+        self._apart = [getattr(x, "base_layer", x) for x in layers if x is not None]
         self._hooks = executor.composition.unet_hooks
         self._sites = [site.module for site in cross_attention_sites(executor.backbone.unet)]
         self._read = {id(site) for site in executor.backbone.sites}
@@ -106,7 +106,7 @@ class Confined:
         self._records, self._stop, noise = [] if record else None, maps_only, None
         names = tuple(tuple(adapter.name for adapter, _ in own) for own in self._acting)
         work = Work(names, len(latents), count, True, maps_only, differentiated(latents),
-                    self._each, record, not self._keys)  # fmt: skip
+                    self._each, record, not self._keys, bool(self._self))  # fmt: skip
         self.executor.calls.add(len(rows), work)
         text = self.owners[0].states[self._halves].repeat(len(latents), 1, 1)
         attending, early = replaced(self._sites, HandOver(self.attend)), suppress(LastSiteReached)

@@ -86,6 +86,7 @@ class Work(NamedTuple):
         owners: of a position, on average, rounded; where the passes are owners.
         recorded: maps of every owner's text are made.
         fresh: the owners' keys and values are made, which later calls use.
+        by_query: see `Confined`.
     """
 
     adapters: tuple[tuple[str, ...], ...]
@@ -97,6 +98,7 @@ class Work(NamedTuple):
     owners: int = 1
     recorded: bool = False
     fresh: bool = False
+    by_query: bool = False
 
 
 class Executor:

@@ -168,12 +168,18 @@ class AdapterHooks:
             )
         if len(self._known_rows) >= MOST_KNOWN:
             self._known_rows.clear()
+        if confined is not None:  # masks at every resolution are large: those of one set are kept
+            self._known_rows = {
+                key: one for key, one in self._known_rows.items()
+                if one.confined is None or one.confined is confined
+            }  # fmt: skip
         self._known_rows[key] = found = _Acting(len(passes), shares, confined, {}, {})
         return found
 
     def confined_deltas(self, layer: nn.Module, x: Tensor, plain: Tensor) -> dict[str, Tensor]:
         """By name what each confined adapter would add to `plain = layer(x)` at weight 1, if it
         acted on all of it."""
+        layer = getattr(layer, "base_layer", layer)  # under a PEFT wrapper of the user's own
         _, updates = self._places.get(id(layer), ("", {}))
         one = plain.new_ones(1, dtype=self._dtype)
         confined = [name for name, share in self._acting.shares.items() if share.where is not None]
@@ -227,21 +233,19 @@ class AdapterHooks:
             updates = [update for _, update, _ in shares]
             self._stacks[key] = Stack.of(updates, x.device, x.dtype)  # type: ignore[arg-type]
         stack = self._stacks[key]
-        return stack.added(x, out, layer, self._gate(path, names, stack.ranks, out))
+        return stack.added(x, out, layer, self._gate(path, names, stack, out))
 
-    def _gate(
-        self, path: str, names: tuple[str, ...], ranks: tuple[int, ...], out: Tensor
-    ) -> Tensor:
+    def _gate(self, path: str, names: tuple[str, ...], stack: Stack, out: Tensor) -> Tensor:
         """(r,), (R, L, r) or (R, r, h, w): weights and places of some adapters' rank channels."""
         shares = [self._acting.shares[name] for name in names]
         confined = any(share.where is not None for share in shares)
         channel = 1 if out.ndim == 4 and confined else -1
         places = [size for k, size in enumerate(out.shape) if k != channel % out.ndim]
-        key = names, ranks, out.dtype, *(places if confined else ())
+        key = names, stack.ranks, stack.scales, out.dtype, *(places if confined else ())
         if key not in self._acting.gates:
             parts = []
-            for name, rank, share in zip(names, ranks, shares):
-                part = share.weights.to(out.dtype)
+            for name, rank, scale, share in zip(names, stack.ranks, stack.scales, shares):
+                part = (share.weights * scale).to(out.dtype)
                 size = [rank]
                 if confined:
                     size = [*places[: channel % out.ndim], rank, *places[channel % out.ndim :]]

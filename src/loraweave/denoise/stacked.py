@@ -23,13 +23,15 @@ class Stack:
 
     Attributes:
         down: (r, in), or (r, in, kh, kw) for a convolution.
-        up: (out, r), or (out, r, 1, 1); the LoRAs' own scales are in it.
-        ranks: of each.
+        up: (out, r), or (out, r, 1, 1).
+        ranks, scales: of each. A scale belongs into the gate: folded into half-precision factors
+            it would cost digits.
     """
 
     down: Tensor
     up: Tensor
     ranks: tuple[int, ...]
+    scales: tuple[float, ...]
 
     @staticmethod
     def of(updates: Sequence[LowRank], device: torch.device, dtype: torch.dtype) -> "Stack":
@@ -37,8 +39,9 @@ class Stack:
         moved = [update.to(device, None) for update in updates]
         return Stack(
             torch.cat([u.down for u in moved]).to(dtype),
-            torch.cat([u.up * u.scale for u in moved], 1).to(dtype),
+            torch.cat([u.up for u in moved], 1).to(dtype),
             tuple(u.rank for u in moved),
+            tuple(u.scale for u in moved),
         )
 
     def added(self, x: Tensor, out: Tensor, layer: nn.Module, gate: Tensor) -> Tensor:

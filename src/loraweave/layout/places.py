@@ -59,7 +59,7 @@ def places_of(
     maps: Float[Tensor, "N h w"], nouns: Sequence[str], rule: PlaceRule | None = None,
     given: Mapping[int, Float[Tensor, "h w"]] | None = None,
 ) -> Places:  # fmt: skip
-    """A place for each concept.
+    """A place for each concept; an empty one only where those that are given leave no room.
 
     Args:
         maps: of each concept's attention, the largest value 1.
@@ -73,7 +73,7 @@ def places_of(
     finder = _Finder(strength, rule)
     masks = np.zeros((n, h, w), dtype=bool)
     for k, mask in known.items():
-        masks[k] = mask.cpu().numpy() > 0.5
+        masks[k] = mask.cpu().numpy() > 0
         finder.settle(k, masks[k])
     pieces = _pieces(maps.cpu(), nouns, rule)
     shares = [_share(strength, pieces, k, nouns, rule) for k in range(n)]
@@ -89,6 +89,11 @@ def places_of(
             homeless.append(k)
     for k in homeless:
         masks[k] = finder.beside(k, masks, [j for j in open_ones if j != k])
+    for k in open_ones:
+        largest = max(open_ones, key=lambda j: masks[j].sum())
+        if not masks[k].any() and masks[largest].sum() > 1:  # its place went to another
+            spot = np.where(masks[largest], strength[k], -1).argmax()
+            masks[largest].flat[spot], masks[k].flat[spot] = False, True
     return Places(torch.from_numpy(masks).to(maps), sorted(homeless))
 
 
@@ -145,13 +150,14 @@ class _Finder:
     def beside(self, k: int, masks: Bool[np.ndarray, "N h w"], yielding: Sequence[int]) -> Mask:
         """A box where nobody is, near where the concept's attention is, at the others' height.
 
-        Where there is no room at all, those that yield give some of theirs.
+        Where there is no room at all, those that yield give some of theirs; nothing if none can.
         """
         taken = cast(Mask, masks.any(0))
         least = self.rule.size / self.count**0.5 * self.side
         usual = np.mean(self.sizes, 0) if self.sizes else np.zeros(2)
         tall, wide = np.maximum(usual, least)
-        tall, wide = min(tall, self.height), max(1, min(wide, 0.9 * self.width / self.count))
+        tall = max(1, min(tall, self.height))
+        wide = max(1, min(wide, 0.9 * self.width / self.count))
         best, at = -np.inf, np.zeros(2)
         chosen: Mask = taken
         for y in np.arange(tall / 2, self.height - tall / 2 + 0.01):
@@ -167,9 +173,9 @@ class _Finder:
                     best, chosen, at = score, box, centre
         self.centres[k] = at
         free = chosen & ~taken
-        if not free.any():
-            free = chosen & (masks[list(yielding)].any(0) if yielding else chosen)
-            masks[:, free] = False
+        if not free.any():  # of the others that were found, never of what was given
+            free = chosen & masks[list(yielding)].any(0)
+            masks[list(yielding)] &= ~free
         return free
 
     def _centre(self, k: int, mask: Mask) -> np.ndarray:

@@ -109,12 +109,12 @@ class MaskedStage(Stage):
         self.guidance = composition.scene.guidance_scale
         self.confined = Confined(executor, passes)
         masks = joined(*laid_out(composition, layout))
-        self.masks = with_base(shared(masks))  # (P, H, W)
+        self.masks = with_base(shared(masks))[None]  # (1, P, H, W)
 
     def predict(self, latents: Tensor, i: int, t: Tensor) -> Float[Tensor, "B C h w"]:
-        out = self.confined.evaluate(self.masks[None], self.scheduler.scale(latents, t), t)
+        out = self.confined.evaluate(self.masks, self.scheduler.scale(latents, t), t)
         assert out.noise is not None
-        own = self.masks[1:].float().cpu()
+        own = self.masks[0, 1:].float().cpu()
         self.trace.masks.append(own.expand(len(latents), *own.shape))
         return guided(out.noise[:, 0], self.guidance)
 

@@ -28,6 +28,7 @@ from ..denoise.composition import Composition
 from ..denoise.confined import Confined
 from ..denoise.executor import Executor
 from ..denoise.loop import Stage, StepScheduler, guided
+from ..errors import MethodError, RegionError
 from ..layout.masks import normalized, resized, strengths, with_base
 from ..layout.places import PlaceRule, places_of, upsampled
 from ..layout.regions import joined, region_masks, shared
@@ -53,7 +54,7 @@ class WeaveSettings(MethodSettings):
             values (`keys`), or all of them as its owner's (`queries`).
     """
 
-    layout_share: float = Field(0.2, gt=0, le=1)
+    layout_share: float = Field(0.2, gt=0, lt=1)
     restart: bool = True
     threshold: float = Field(0.3, gt=0, lt=1)
     context: float = Field(0.4, ge=0, le=1)
@@ -83,6 +84,8 @@ class Weave(Method):
         given = given_places(composition)
         if len(given) == len(composition.concepts):
             return [WeaveStage(composition, executor, scheduler, settings, given)]
+        if len(scheduler.timesteps) < 2 and not settings.restart:
+            raise MethodError("weave with restart=false needs two steps at least")
         layout = LayoutStage(composition, executor, scheduler.copy(), settings)
         return [layout, WeaveStage(composition, executor, scheduler, settings, given, layout)]
 
@@ -119,7 +122,9 @@ class LayoutStage(Stage):
         self.nouns = [self.base.words.nouns[c.name] for c in composition.concepts]
         self.executor, self.guidance = executor, composition.scene.guidance_scale
         self.restart = settings.restart
-        self.last = max(1, round(settings.layout_share * len(scheduler.timesteps)))
+        total = len(scheduler.timesteps)
+        most = total if settings.restart else total - 1  # the concepts need a step, too
+        self.last = min(most, max(1, round(settings.layout_share * total)))
         self.noise = torch.empty(0)
 
     def start(self, latents: Tensor) -> Float[Tensor, "B C H W"]:
@@ -188,9 +193,16 @@ class WeaveStage(Stage):
         nouns = [concept.noun for concept in self.concepts]
         pictures = [places_of(own, nouns, rule, coarse).masks for own in maps]
         self.places = upsampled(with_base(torch.stack(pictures)), size)[:, 1:].to(latents)
-        for k, mask in given.items():  # as sharp as they were given, and nobody else's
-            self.places = self.places * (1 - mask)
+        if given:  # as sharp as they were given, and nobody else's
+            self.places = self.places * (1 - torch.stack([*given.values()]).sum(0).clamp(max=1))
+        for k, mask in given.items():
             self.places[:, k] = mask
+        for concept, room in zip(self.concepts, self.places.amax((0, 2, 3))):
+            if not room:
+                raise RegionError(
+                    f"the regions that are given leave no place for {concept.name!r}; give it one, "
+                    "too, or make them smaller"
+                )
         if self.settings.restart:
             return layout.noise
         self.first, self.scheduler = layout.last or 0, layout.scheduler
