@@ -11,70 +11,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel
 
 import loraweave
 from loraweave.backbone.sd1 import StableDiffusion1
 from loraweave.backbone.sites import cross_attention_sites
+from loraweave.bench.bases import speed_base
 from loraweave.evaluate.memory import peak_memory
-from tiny import random_lora, tiny_tokenizer
-
-WIDTHS = (320, 640, 1280, 1280)
-
-
-def filled(make, seed: int) -> nn.Module:
-    """A model with weights of one random sequence, again and again, in bfloat16: quick to make."""
-    with torch.device("meta"):
-        model = make()
-    model = model.to(torch.bfloat16).to_empty(device="cpu").eval()
-    chunk = torch.randn(2**20, generator=torch.Generator().manual_seed(seed)).bfloat16()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 1:
-                parameter.fill_(1.0 if name.endswith("weight") else 0.0)
-                continue
-            repeated = chunk.repeat(-(-parameter.numel() // len(chunk)))[: parameter.numel()]
-            parameter.copy_(repeated.view_as(parameter) * parameter[0].numel() ** -0.5)
-    return model
+from tiny import random_lora
 
 
 def save_random_sd15(folder: Path) -> None:
-    """The public configuration of Stable Diffusion 1.5 as a diffusers folder."""
-    tokenizer = tiny_tokenizer()
-    text = CLIPTextConfig(
-        vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
-        num_attention_heads=12, max_position_embeddings=77, projection_dim=768,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    cross = ("CrossAttnDownBlock2D",) * 3, ("CrossAttnUpBlock2D",) * 3
-    pipe = StableDiffusionPipeline(
-        unet=filled(
-            lambda: UNet2DConditionModel(
-                sample_size=64, in_channels=4, out_channels=4, block_out_channels=WIDTHS,
-                layers_per_block=2, cross_attention_dim=768, attention_head_dim=8,
-                down_block_types=(*cross[0], "DownBlock2D"),
-                up_block_types=("UpBlock2D", *cross[1]),
-            ), 1,
-        ),
-        vae=filled(
-            lambda: AutoencoderKL(
-                block_out_channels=(128, 256, 512, 512), latent_channels=4, layers_per_block=2,
-                down_block_types=("DownEncoderBlock2D",) * 4,
-                up_block_types=("UpDecoderBlock2D",) * 4, sample_size=512,
-            ), 2,
-        ),
-        text_encoder=filled(lambda: CLIPTextModel(text), 3),
-        tokenizer=tokenizer,
-        scheduler=DDIMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-            set_alpha_to_one=False, steps_offset=1,
-        ),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
-    pipe.save_pretrained(folder)
+    """The public configuration of Stable Diffusion 1.5 as a diffusers folder, in bfloat16."""
+    speed_base("sd15-random", "cpu", torch.bfloat16).save_pretrained(folder)
 
 
 @pytest.mark.slow

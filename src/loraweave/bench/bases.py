@@ -21,7 +21,6 @@ from ..lora.skeleton import SD1_TEXT, SD1_UNET, SD1_VAE
 from ..miniature.shipped import base_folder
 
 BaseName = Literal["miniature", "sd15-random", "tiny"]
-BASES: tuple[BaseName, ...] = ("miniature", "sd15-random")
 TINY_UNET = {
     **SD1_UNET, "sample_size": 16, "block_out_channels": (8, 8, 8, 8), "norm_num_groups": 2,
     "cross_attention_dim": 16, "attention_head_dim": 2, "layers_per_block": 1,

@@ -10,7 +10,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,6 @@ from .naive import naive_picture
 PLAIN, NAIVE = "plain", "naive"
 GUIDED = ("clora", NAIVE)
 """Methods whose early steps cost many times a plain one: measured over few steps."""
-
-
 SCHEDULE = {"refinements", "max_update_step", "refinement_steps", "update_at"}
 """Settings of clora that say when the latent is moved."""
 BY_VALUE = ("attend_and_excite",)
@@ -85,6 +83,17 @@ class Plan:
                 "for both, or leave naive out"
             )
 
+    def wanted(self) -> list[tuple[str, int]]:
+        """Methods with numbers of LoRAs; `plain` has its own, and a single LoRA has no updates."""
+        return [
+            (method, count) for count in self.counts for method in self.methods
+            if method != PLAIN and not (method in GUIDED and count < 2)
+        ]  # fmt: skip
+
+    def every_steps(self) -> list[int]:
+        """Each number of steps that something is measured over, once."""
+        return list(dict.fromkeys(self.steps_of(method) for method in self.methods))
+
     def steps_of(self, method: str) -> int:
         """How many a method is measured over."""
         return self.guided_steps if method in GUIDED else self.steps
@@ -121,7 +130,7 @@ class _Case:
     method: str
     loras: int
     steps: int
-    draw: Callable[[], int | None]
+    draw: Callable[[], int] | None = None
     seconds: list[float] = field(default_factory=list)
     flops: int = 0
     mib: float | None = None
@@ -142,6 +151,7 @@ def measure(plan: Plan, progress: bool = False) -> list[dict[str, Any]]:
         cases = _cases(plan, pipe, loras)
         turns = [(case, turn) for turn in range(-1, plan.repetitions) for case in cases]
         for case, turn in track(turns, "measured", len(turns), progress):
+            assert case.draw is not None
             if turn < 0:  # the first picture warms up, too
                 with peak_memory(plan.device) as memory, flop_counter() as counter:
                     case.calls = case.draw()
@@ -170,12 +180,11 @@ def counted(plan: Plan, progress: bool = False) -> list[dict[str, Any]]:
             "counted without drawing; measure it instead"
         )
     costs = CallCosts(plan.base, plan.size, max(plan.counts), plan.rank)
-    wanted = [
-        (method, count) for count in plan.counts for method in plan.methods
-        if method != PLAIN and not (method in GUIDED and count < 2)
+    cases = [
+        _Case(PLAIN, 1, steps, flops=costs.plain(steps), calls=steps)
+        for steps in plan.every_steps()
     ]  # fmt: skip
-    every_steps = dict.fromkeys(plan.steps_of(method) for method in plan.methods)
-    cases = [_Case(PLAIN, 1, n, lambda: None, flops=costs.plain(n), calls=n) for n in every_steps]
+    wanted = plan.wanted()
     for method, count in track(wanted, "counted", len(wanted), progress):
         steps = plan.steps_of(method)
         if method == NAIVE:
@@ -190,24 +199,22 @@ def counted(plan: Plan, progress: bool = False) -> list[dict[str, Any]]:
                     f"{method} makes LoRAs of its own, which are not counted; measure it"
                 )
             flops, calls = costs.picture(work, texts), sum(work.values())
-        cases.append(_Case(method, count, steps, lambda: None, flops=flops, calls=calls))
+        cases.append(_Case(method, count, steps, flops=flops, calls=calls))
     drawn_by = ("device", "dtype", "threads")
     return [_row(plan, case, cases, 0.0) | dict.fromkeys(drawn_by) for case in cases]
 
 
 def _cases(plan: Plan, pipe: StableDiffusionPipeline, loras: Mapping[str, Path]) -> list[_Case]:
-    found = []
     names = list(loras)
-    for steps in dict.fromkeys(plan.steps_of(method) for method in plan.methods):
-        found.append(_Case(PLAIN, 1, steps, _plain(plan, pipe, loras[names[0]], steps)))
-    for count in plan.counts:
+    found = [
+        _Case(PLAIN, 1, steps, _plain(plan, pipe, loras[names[0]], steps))
+        for steps in plan.every_steps()
+    ]
+    for method, count in plan.wanted():
         own = {name: loras[name] for name in names[:count]}
-        for method in plan.methods:
-            if method == PLAIN or (method in GUIDED and count < 2):
-                continue
-            steps = plan.steps_of(method)
-            make = _naive if method == NAIVE else _composed
-            found.append(_Case(method, count, steps, make(plan, pipe, own, steps, method)))
+        steps = plan.steps_of(method)
+        make = _naive if method == NAIVE else _composed
+        found.append(_Case(method, count, steps, make(plan, pipe, own, steps, method)))
     return found
 
 
@@ -256,13 +263,14 @@ def _naive(
 @contextmanager
 def loaded(pipe: StableDiffusionPipeline, loras: Mapping[str, Path]):
     """LoRAs as diffusers and peft load them; they are gone afterwards."""
-    with ExitStack() as stack, warnings.catch_warnings():
-        # peft's, about every adapter after the first
-        warnings.filterwarnings("ignore", "Already found a .peft_config.", UserWarning)
-        stack.callback(pipe.unload_lora_weights)
-        for name, path in loras.items():
-            pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name)
+    try:
+        with warnings.catch_warnings():  # peft's, about every adapter after the first
+            warnings.filterwarnings("ignore", "Already found a .peft_config.", UserWarning)
+            for name, path in loras.items():
+                pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name)
         yield
+    finally:
+        pipe.unload_lora_weights()
 
 
 def _settled(device: str) -> None:
@@ -280,8 +288,7 @@ def _row(plan: Plan, case: _Case, cases: Sequence[_Case], weights: float) -> dic
         "mib": None if case.mib is None else round(case.mib + weights, 1),
     }  # fmt: skip
     for name, other in (("", PLAIN), ("naive_", NAIVE)):
-        beside = [c for c in cases if c.method == other and c.steps == case.steps
-                  and other in (PLAIN, case.method, NAIVE)]  # fmt: skip
+        beside = [c for c in cases if c.method == other and c.steps == case.steps]
         if other == NAIVE:
             beside = [c for c in beside if c.loras == case.loras and case.method in GUIDED]
         if beside:

@@ -39,15 +39,18 @@ class _Share:
     """Which rows get an adapter, with which weight, and where: (R',), (R',), (R', H, W).
 
     Attributes:
-        everywhere: all rows with one weight, in all places.
         whole: all rows, in some places or with one weight.
     """
 
     rows: Tensor
     weights: Tensor
-    everywhere: bool
     whole: bool
     where: Tensor | None = None
+
+    @property
+    def everywhere(self) -> bool:
+        """All rows with one weight, in all places."""
+        return self.whole and self.where is None
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ class AdapterHooks:
             id(layer) for attn in _cross_attentions(model) for layer in (attn.to_k, attn.to_v)
         }
         self._apart: frozenset[int] = frozenset()
-        self._places: dict[int, tuple[str, dict[str, Update]]] = {}
+        self._updates: dict[int, dict[str, Update]] = {}
         self._late: dict[str, list[tuple[str, _Share, Tensor]]] = {}
         by_path: dict[str, dict[str, Update]] = {}
         for adapter in adapters:
@@ -101,7 +104,7 @@ class AdapterHooks:
         try:
             for path, updates in by_path.items():
                 layer = _layer(model, path)
-                self._places[id(layer)] = path, updates
+                self._updates[id(layer)] = updates
                 self._handles.append(_hook(layer, path, updates, self))
                 if path.endswith(TIME_PROJECTION):
                     self._handles.append(_late_hook(model, path, self))
@@ -162,7 +165,6 @@ class AdapterHooks:
             shares[name] = _Share(
                 torch.tensor(list(weights), device=self._device),
                 torch.tensor(list(weights.values()), device=self._device, dtype=self._dtype),
-                where is None and whole and alike,
                 whole and (alike or where is not None),
                 None if where is None else where[list(weights)],
             )
@@ -180,7 +182,7 @@ class AdapterHooks:
         """By name what each confined adapter would add to `plain = layer(x)` at weight 1, if it
         acted on all of it."""
         layer = getattr(layer, "base_layer", layer)  # under a PEFT wrapper of the user's own
-        _, updates = self._places.get(id(layer), ("", {}))
+        updates = self._updates.get(id(layer), {})
         one = plain.new_ones(1, dtype=self._dtype)
         confined = [name for name, share in self._acting.shares.items() if share.where is not None]
         return {

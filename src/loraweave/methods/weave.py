@@ -27,9 +27,10 @@ from torch import Tensor
 from ..denoise.composition import Composition
 from ..denoise.confined import Confined
 from ..denoise.executor import Executor
+from ..denoise.looking import LookingStage
 from ..denoise.loop import Stage, StepScheduler, guided
 from ..errors import MethodError, RegionError
-from ..layout.masks import normalized, resized, strengths, with_base
+from ..layout.masks import normalized, resized, with_base
 from ..layout.places import PlaceRule, places_of, upsampled
 from ..layout.regions import joined, region_masks, shared
 from ..scene import BACKGROUND
@@ -86,7 +87,7 @@ class Weave(Method):
             return [WeaveStage(composition, executor, scheduler, settings, given)]
         if len(scheduler.timesteps) < 2 and not settings.restart:
             raise MethodError("weave with restart=false needs two steps at least")
-        layout = LayoutStage(composition, executor, scheduler.copy(), settings)
+        layout = LayoutStage(executor, scheduler.copy(), settings)
         return [layout, WeaveStage(composition, executor, scheduler, settings, given, layout)]
 
 
@@ -106,43 +107,19 @@ def given_places(composition: Composition) -> dict[int, Float[Tensor, "H W"]]:
     return {numbers[name]: mask for name, mask in zip(placed, masks)}
 
 
-class LayoutStage(Stage):
-    """The base model's first steps; where each noun looks is noted down.
+class LayoutStage(LookingStage):
+    """The layout, and the noise that it began with."""
 
-    Attributes:
-        noise: the latents that it began with.
-    """
-
-    def __init__(
-        self, composition: Composition, executor: Executor, scheduler: StepScheduler,
-        settings: WeaveSettings,
-    ):  # fmt: skip
-        super().__init__(scheduler)
-        self.base = composition.make_pass((), background=True)
-        self.nouns = [self.base.words.nouns[c.name] for c in composition.concepts]
-        self.executor, self.guidance = executor, composition.scene.guidance_scale
+    def __init__(self, executor: Executor, scheduler: StepScheduler, settings: WeaveSettings):
+        super().__init__(executor, scheduler, settings.layout_share)
         self.restart = settings.restart
-        total = len(scheduler.timesteps)
-        most = total if settings.restart else total - 1  # the concepts need a step, too
-        self.last = min(most, max(1, round(settings.layout_share * total)))
+        if not self.restart:  # the concepts need a step, too
+            self.last = min(self.last, len(scheduler.timesteps) - 1)
         self.noise = torch.empty(0)
 
     def start(self, latents: Tensor) -> Float[Tensor, "B C H W"]:
         self.noise = latents
         return latents
-
-    def predict(self, latents: Tensor, i: int, t: Tensor) -> Float[Tensor, "B C H W"]:
-        out = self.executor.evaluate([self.base], self.scheduler.scale(latents, t), t)
-        assert out.noise is not None
-        assert out.maps is not None
-        size = self.executor.backbone.map_size(latents)
-        self.trace.maps.append(strengths(out.maps[:, 0, -1].float(), self.nouns, size).cpu())
-        return guided(out.noise[:, 0], self.guidance)
-
-    def attention(self) -> Float[Tensor, "B N h w"]:
-        """Mean of the second half of the steps, each map from 0 to 1."""
-        total = torch.stack(self.trace.maps[len(self.trace.maps) // 2 :]).sum(0)
-        return torch.stack([normalized(own.flatten(1)).view_as(own) for own in total])
 
     def shown(self, i: int) -> bool:
         return not self.restart
@@ -185,7 +162,8 @@ class WeaveStage(Stage):
             self.places = every.expand(len(latents), -1, -1, -1)
             return latents
         self.trace = layout.trace
-        maps = layout.attention()
+        # Each map from 0 to 1: a noun that looks everywhere alike has no place of its own.
+        maps = torch.stack([normalized(m.flatten(1)).view_as(m) for m in layout.attention()])
         coarse = {
             k: resized(mask[None].cpu().float(), maps.shape[-2:])[0] for k, mask in given.items()
         }
@@ -205,7 +183,7 @@ class WeaveStage(Stage):
                 )
         if self.settings.restart:
             return layout.noise
-        self.first, self.scheduler = layout.last or 0, layout.scheduler
+        self.first, self.scheduler = layout.last, layout.scheduler
         return latents
 
     def predict(self, latents: Tensor, i: int, t: Tensor) -> Float[Tensor, "B C H W"]:
