@@ -11,13 +11,14 @@ from safetensors.torch import load_file, save_file
 from loraweave.backbone.sd1 import StableDiffusion1
 from loraweave.backbone.sites import cross_attention_sites
 from loraweave.denoise.composition import composition, frozen
-from loraweave.denoise.executor import executing
+from loraweave.denoise.executor import MemoryMode, executing
 from loraweave.denoise.hooks import AdapterHooks, adapter_hooks
 from loraweave.denoise.loop import Stage, StepScheduler, denoise, guided
 from loraweave.errors import MethodError, SceneError
 from loraweave.layout.masks import fused, resized
 from loraweave.lora.adapter import load_adapter
 from loraweave.lora.pipeline import gather_adapters
+from loraweave.memory.live_bytes import LiveBytes
 from loraweave.methods import CLoRA
 from loraweave.methods.clora import info_nce, normalized
 from loraweave.scene import Scene
@@ -321,7 +322,7 @@ def test_pictures_and_rows_in_any_grouping_give_the_same(double, loras, pass_bat
     z = torch.cat([latents(dtype=torch.float64, seed=s) for s in (3, 4)])
     with engine(double, loras) as (executor, passes):
         singles = [executor.evaluate(passes, one, T) for one in z.split(1)]
-        executor.pass_batch = pass_batch
+        executor.mode = MemoryMode(pass_batch)
         before = executor.calls.forward
         both = executor.evaluate(passes, z, T)
         calls = executor.calls.forward - before
@@ -410,6 +411,42 @@ def test_gradient_checkpointing_in_the_users_model_changes_nothing(loras, mode):
             found.append(executor.gradient(passes, z, scaled, T, loss_of, mode=mode)[1])
     assert pipe.unet.is_gradient_checkpointing
     torch.testing.assert_close(found[1], found[0], atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("mode", ["together", "one_by_one"])
+@pytest.mark.parametrize("halves", ["both", "conditional"])
+def test_a_checkpointed_gradient_is_the_same_and_keeps_less(double, loras, mode, halves):
+    z, found, peaks = latents(dtype=torch.float64), [], []
+    for checkpointing in (False, True):
+        with engine(double, loras) as (executor, passes):
+            executor.mode = MemoryMode(checkpointing=checkpointing)
+            with LiveBytes() as seen:
+                found.append(executor.gradient(
+                    passes, z, scaled, T, loss_of, halves=halves, mode=mode
+                ))  # fmt: skip
+            peaks.append(seen.peak)
+            after = executor.gradient(passes, z, scaled, T, loss_of, halves=halves, mode=mode)
+            torch.testing.assert_close(after[1], found[-1][1], atol=0, rtol=0)
+    torch.testing.assert_close(found[1][0], found[0][0], atol=1e-12, rtol=0)
+    torch.testing.assert_close(found[1][1], found[0][1], atol=1e-12, rtol=1e-9)
+    assert peaks[1] < 0.6 * peaks[0]
+    assert not any(getattr(m, "gradient_checkpointing", False) for m in double.unet.modules())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pass_batch", [None, 1, 3])
+def test_one_unconditional_half_for_all_is_the_first_passs(double, loras, pass_batch):
+    z = torch.cat([latents(dtype=torch.float64, seed=s) for s in (3, 4)])
+    with engine(double, loras) as (executor, passes):
+        own = executor.evaluate(passes, z, T)
+        executor.mode, before = MemoryMode(pass_batch), executor.calls.rows
+        shared = executor.evaluate(passes, z, T, halves="shared")
+    assert executor.calls.rows - before == 2 * 4  # instead of 2 * 6
+    for found, expected in zip(shared, own):  # noise, maps
+        torch.testing.assert_close(found[:, :, 1], expected[:, :, 1], atol=1e-12, rtol=0)
+        first = expected[:, :1, 0].expand_as(expected[:, :, 0])
+        torch.testing.assert_close(found[:, :, 0], first, atol=1e-12, rtol=0)
+    assert not torch.allclose(shared.noise, own.noise)
 
 
 def test_large_pictures_are_differentiated_pass_by_pass(pipe, loras, monkeypatch):

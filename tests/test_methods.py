@@ -167,6 +167,14 @@ class TestContract:
         np.testing.assert_allclose(found.images, expected.images, atol=1e-4)
         assert found.info["base"] == expected.info["base"]
 
+    def test_checkpointing_changes_nothing(self, double, loras, method):
+        expected, found = (
+            draw(double, loras, method, checkpointing=on).images for on in (False, True)
+        )
+        torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
+        modules = double.unet.modules()
+        assert not any(getattr(m, "gradient_checkpointing", False) for m in modules)
+
     def test_weight_zero_is_a_lora_of_zeros(self, pipe, loras, method, tmp_path):
         zeros = {}
         for name, path in loras.items():

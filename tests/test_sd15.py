@@ -16,7 +16,7 @@ import loraweave
 from loraweave.backbone.sd1 import StableDiffusion1
 from loraweave.backbone.sites import cross_attention_sites
 from loraweave.bench.bases import speed_base
-from loraweave.evaluate.memory import peak_memory
+from loraweave.memory.measured import peak_memory
 from tiny import random_lora
 
 

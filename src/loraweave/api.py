@@ -14,7 +14,7 @@ from .backbone.sd1 import StableDiffusion1
 from .backbone.tokens import joint_embeddings
 from .conditioning import Given, check_conditions, given_conditions, prepare
 from .denoise.composition import composition
-from .denoise.executor import Executor, executing
+from .denoise.executor import Executor, MemoryMode, executing
 from .denoise.loop import StepScheduler, Trace, denoise
 from .errors import MethodError, SceneError
 from .laying_out import check_auto, lay_out, sorted_regions
@@ -23,9 +23,11 @@ from .lora.adapter import Adapter
 from .lora.blocks import with_blocks
 from .lora.pipeline import gather_adapters
 from .lora.trigger import fill_triggers
+from .memory.plan import MaxMemory, kept_to, planned
 from .methods import Method, MethodSettings, get_method
 from .output import ComposeOutput, versions
 from .scene import Condition, LoraRef, Scene
+from .schedulers import scheduler_for
 
 LoraSource = str | Path | LoraRef
 Generator = torch.Generator | Sequence[torch.Generator] | None
@@ -45,11 +47,14 @@ def compose(
     negative_prompts: Mapping[str, str] | None = None,
     num_inference_steps: int = STEPS,
     guidance_scale: float = GUIDANCE,
+    scheduler: str | None = None,
     height: int | None = None,
     width: int | None = None,
     num_images_per_prompt: int = 1,
     batch_size: int = 1,
     pass_batch: int | None = None,
+    checkpointing: bool = False,
+    max_memory: MaxMemory | None = None,
     generator: Generator = None,
     latents: Tensor | None = None,
     regions: Mapping[str, Any] | Sequence[Any] | None = None,
@@ -69,6 +74,8 @@ def compose(
             except those that the prompt names as concepts. It comes back as it was.
         prompt: `a [sks cat](blackcat) and a [zwx dog](golddog:0.8) in the meadow`, or a whole
             scene, which then brings its own sizes, steps, seed and LoRAs.
+        scheduler: such as "dpm++_2m" or "unipc", see `loraweave.schedulers`; the pipeline's own
+            if not given.
         loras: file of each LoRA that the prompt names; names already loaded in `pipe` need none.
             A concept without a trigger gets that of its file's metadata, if there is one; `info`
             says so in "notes" and has the prompt as it was drawn.
@@ -84,6 +91,13 @@ def compose(
         batch_size: how many of them are drawn at the same time. A picture of a larger batch
             differs by rounding from one drawn alone.
         pass_batch: most rows (pictures x passes x 2) of one denoiser call; all at once if None.
+        checkpointing: methods that take gradients compute what is inside of the denoiser's blocks
+            twice instead of keeping it: the same picture in less memory.
+        max_memory: bytes, or "6GB", of the device for all of it; on the CPU of the process. What
+            is given up for it is the least that suffices, and is said in the notes: rows of a
+            call, graphs of several passes, checkpointing, tiles in decoding, and where there is
+            another device than the CPU weights that wait on the host. Excludes `pass_batch`,
+            `checkpointing` and a pipeline that is offloaded already.
         generator: one for all pictures or one for each; without it the scene's seed is used,
             counted up from picture to picture.
         latents: initial noise (num_images_per_prompt, C, h, w) instead of drawing it; standard
@@ -120,7 +134,7 @@ def compose(
             "loras": loras, "regions": plain, "conditions": with_files,
             "negative_prompt": negative_prompt,
             "negative_prompts": negative_prompts, "prompts": prompts,
-            "height": height, "width": width,
+            "height": height, "width": width, "scheduler": scheduler,
             "num_inference_steps": num_inference_steps != STEPS,
             "guidance_scale": guidance_scale != GUIDANCE,
         }  # fmt: skip
@@ -133,7 +147,7 @@ def compose(
             prompt=prompt, negative_prompt=negative_prompt,
             negative_prompts=dict(negative_prompts or {}), width=width, height=height,
             num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
-            loras=dict(loras or {}), prompts=dict(prompts or {}),  # type: ignore[arg-type]
+            scheduler=scheduler, loras=dict(loras or {}), prompts=dict(prompts or {}),  # type: ignore[arg-type]
             conditions=with_files,
         )  # fmt: skip
         plain, masks_at_hand = sorted_regions(regions, scene)
@@ -161,6 +175,8 @@ def compose(
     for name, number in (("batch_size", batch_size), ("pass_batch", pass_batch)):
         if number is not None and number < 1:
             raise SceneError(f"{name} is {number}; at least 1 is needed")
+    if max_memory is not None and (pass_batch is not None or checkpointing):
+        raise SceneError("max_memory chooses pass_batch and checkpointing itself; leave them out")
     backbone = StableDiffusion1(pipe)
     size = backbone.size(scene.width, scene.height)
     sources = _noise_sources(scene, generator, latents, num_images_per_prompt)
@@ -195,7 +211,16 @@ def compose(
         every = {**adapters, **method.extra_adapters(scene, adapters)}
         composed = stack.enter_context(composition(scene, backbone, every, masks_at_hand))
         followed, condition_records = prepare(composed, at_hand, allow_pickle)
-        executor = stack.enter_context(executing(composed, pass_batch, followed))
+        mode = MemoryMode(pass_batch, checkpointing=checkpointing)
+        if max_memory is not None:
+            text = composed.make_pass((), background=True).states
+            plan, chosen = planned(
+                max_memory, backbone, *size, text[0], gradients=method.takes_gradients,
+                rows=2 * (len(composed.concepts) + 1) * min(batch_size, len(sources)),
+            )  # fmt: skip
+            stack.enter_context(kept_to(plan, backbone))
+            mode, notes = plan.mode, [*notes, chosen]
+        executor = stack.enter_context(executing(composed, mode, followed))
         method.check(composed)
         given = dict(composed.regions)
         lacking = [c.name for c in composed.concepts if c.name not in given]
@@ -234,7 +259,7 @@ def compose(
         "scene": scene.model_dump(mode="json"),
         "method": method.name,
         "settings": method.settings.model_dump(mode="json"),
-        "base": base_identity(pipe),
+        "base": base_identity(pipe, scheduler_for(scene.scheduler, pipe.scheduler)),
         "dtype": str(backbone.dtype).removeprefix("torch."),
         "device": backbone.device.type,
         "loras": {
@@ -282,9 +307,10 @@ def _draw(
 
 def _scheduler(executor: Executor, generators: list[torch.Generator | None]) -> StepScheduler:
     """A new one for a run of these pictures, with one generator or one for each picture."""
-    backbone, steps = executor.backbone, executor.composition.scene.num_inference_steps
+    backbone, scene = executor.backbone, executor.composition.scene
     generator = generators[0] if len({id(g) for g in generators}) == 1 else generators
-    return StepScheduler(backbone.pipe.scheduler, steps, backbone.device, generator)
+    own = scheduler_for(scene.scheduler, backbone.pipe.scheduler)
+    return StepScheduler(own, scene.num_inference_steps, backbone.device, generator)
 
 
 def _batches(sources: list, size: int) -> list[list]:

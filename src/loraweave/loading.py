@@ -159,21 +159,23 @@ def with_folder_loras(scene: Scene, folder: str | Path, there: Collection[str] =
     return scene.replace(loras={**scene.loras, **found}) if found else scene
 
 
-def base_identity(pipe: StableDiffusionPipeline) -> dict[str, str]:
+def base_identity(pipe: StableDiffusionPipeline, scheduler: Any = None) -> dict[str, str]:
     """Name and hashes of a loaded base: what a picture's record says about it.
 
     `sha256` is the U-Net's, `text_encoder` and `vae` theirs, `scheduler_sha256` that of the
-    scheduler's settings. The hashes of models cover the names, shapes and a sample of the weights,
-    so that they are quick at any size and tell models apart.
+    scheduler's settings (the pipeline's own if none is given). The hashes of models cover the
+    names, shapes and a sample of the weights, so that they are quick at any size and tell models
+    apart.
     """
-    settings = {k: v for k, v in pipe.scheduler.config.items() if not k.startswith("_")}
+    scheduler = scheduler or pipe.scheduler
+    settings = {k: v for k, v in scheduler.config.items() if not k.startswith("_")}
     text = json.dumps(settings, sort_keys=True, default=str)
     return {
         "name": base_name(pipe),
         "sha256": _sampled_sha256(pipe.unet),
         "text_encoder": _sampled_sha256(pipe.text_encoder),
         "vae": _sampled_sha256(pipe.vae),
-        "scheduler": type(pipe.scheduler).__name__,
+        "scheduler": type(scheduler).__name__,
         "scheduler_sha256": hashlib.sha256(text.encode()).hexdigest(),
     }
 

@@ -35,6 +35,7 @@ from loraweave.prompt import (
     parse_prompt,
 )
 from loraweave.region import Region, Regions, in_order, read_regions, several
+from loraweave.schedulers import scheduler_name
 
 __all__ = [
     "BACKGROUND", "EVERYWHERE", "MAX_FILE_BYTES", "MINIATURE", "PLAIN", "SHIPPED", "BlockWeights",
@@ -92,6 +93,7 @@ class Scene(Data):
     concept, in the order of the prompt. `prompts` are what is read inside a concept's regions, by
     methods with a text for each region: `a [sks cat](cat) with a red hat`; `background` is what is
     read outside of all regions.
+    `scheduler` is a name of `loraweave.schedulers`, or None for the base model's own.
     `conditions` are pictures that the scene is drawn after; several act together.
 
     Raises:
@@ -108,6 +110,7 @@ class Scene(Data):
     seed: Integer = Field(default=0, ge=0, lt=2**63)
     num_inference_steps: Integer = Field(default=50, ge=1, le=1000)
     guidance_scale: Number = Field(default=7.5, ge=0)
+    scheduler: str | None = None
     loras: dict[str, LoraRef] = Field(default_factory=dict)
     regions: dict[str, Regions] = Field(default_factory=dict)  # a list too, see above
     prompts: dict[str, str] = Field(default_factory=dict)
@@ -131,6 +134,11 @@ class Scene(Data):
             except SceneError as error:
                 raise type(error)(f"{info.field_name}.{name}: {error}") from None
         return made
+
+    @field_validator("scheduler")
+    @classmethod
+    def _known_scheduler(cls, value: str | None) -> str | None:
+        return None if value is None else scheduler_name(value)
 
     @field_validator("conditions", mode="before")
     @classmethod

@@ -10,13 +10,25 @@ from pydantic import Field
 from ..data_file import read_data
 from ..errors import MethodError, SceneError
 from ..lora_ref import Data
-from .jobs import Job, suite_jobs
+from .jobs import DType, Job, suite_jobs
 from .rates import Row
 from .report import compared, report
 from .suites import Size
 
 FOLDER = Path(__file__).parent / "ablations"
-DEFAULT = "default"
+DEFAULT, RUN = "default", "run"
+
+
+class Run(Data):
+    """How a variant is drawn, beside its settings.
+
+    Attributes:
+        steps, scheduler, dtype: see `suite_jobs`.
+    """
+
+    steps: Annotated[int, Field(ge=1, le=1000)] = 50
+    scheduler: str | None = None
+    dtype: DType = "float32"
 
 
 class Ablation(Data):
@@ -26,7 +38,7 @@ class Ablation(Data):
         method: of which.
         suite: on whose report scenes.
         variants: settings by the variant's name; `default` has none and is what the others are
-            compared with.
+            compared with. Under `run` may be how else it is drawn: steps, scheduler, dtype.
     """
 
     method: str
@@ -69,11 +81,24 @@ def ablation_jobs(
     """
     return {
         name: suite_jobs(
-            ablation.suite, [ablation.method], size, steps=steps, first=first,
-            settings={ablation.method: settings},
+            ablation.suite, [ablation.method], size, first=first,
+            settings={ablation.method: {k: v for k, v in settings.items() if k != RUN}},
+            **{"steps": steps, **_how(name, settings.get(RUN, {}))},
         )
         for name, settings in ablation.variants.items()
     }  # fmt: skip
+
+
+def _how(variant: str, given: Any) -> dict[str, Any]:
+    """What a variant says under `run`.
+
+    Raises:
+        MethodError: something else than is known.
+    """
+    try:
+        return Run.model_validate(given).model_dump(exclude_unset=True)
+    except SceneError as error:
+        raise MethodError(f"{variant!r}, {RUN}: {error}") from None
 
 
 def ablation_report(jobs: Mapping[str, Sequence[Job]], folder: Path) -> dict[str, Row]:

@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import torch
 
 from .. import __version__
 from ..errors import MethodError
@@ -20,13 +22,20 @@ from ..miniature.scenes import ConceptScene, Split
 from ..miniature.scoring import scorer_version
 from ..miniature.shipped import WEIGHTS, lora_file
 from ..output import ComposeOutput
+from ..schedulers import scheduler_name
 from .suites import SIZES, Size, read_suite, suite_names
 
 LATER: Mapping[str, Any] = {
     "placed": False, "attribute": None, "place": None, "worn": None, "relation": None, "wording": 0,
-    "device": "cpu",
+    "device": "cpu", "scheduler": None, "dtype": "float32",
 }  # fmt: skip
-"""Fields that keys of former results are older than: they count where they are not the usual."""
+LATER_SETTINGS: Mapping[str, Any] = {
+    "update_every": 1, "mask_until": None, "frozen": "passes", "unconditional": "own",
+}  # fmt: skip
+"""Fields, and settings of methods, that keys of former results are older than: they count where
+they are not the usual."""
+
+DType = Literal["float32", "float16", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,8 @@ class Job:
         miniature: version of what the scene depends on, see `miniature_version`.
         package: version.
         device: that it is drawn on.
+        scheduler: a name of `loraweave.schedulers`; the miniature's own if None.
+        dtype: that it is drawn in.
     """
 
     suite: str
@@ -53,11 +64,13 @@ class Job:
     miniature: str
     package: str
     device: str = "cpu"
+    scheduler: str | None = None
+    dtype: DType = "float32"
 
     @property
-    def setting(self) -> None:
-        """There is one miniature."""
-        return None
+    def setting(self) -> str:
+        """There is one miniature, in several precisions."""
+        return self.dtype
 
     @property
     def label(self) -> str:
@@ -73,7 +86,7 @@ class Job:
 
     def drawer(self) -> "MiniatureDrawer":
         """What draws this job, and others for its device."""
-        return MiniatureDrawer(self.device)
+        return MiniatureDrawer(self.device, self.dtype)
 
     @property
     def scene_key(self) -> tuple:
@@ -90,7 +103,11 @@ class Job:
 
     def description(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        flat = {**asdict(self), **asdict(self.scene), "settings": dict(self.settings)}
+        settings = {
+            k: v for k, v in self.settings.items()
+            if k not in LATER_SETTINGS or v != LATER_SETTINGS[k]
+        }  # fmt: skip
+        flat = {**asdict(self), **asdict(self.scene), "settings": settings}
         del flat["scene"]
         if self.suite in suite_names():  # which says whether it is placed
             del flat["placed"]
@@ -103,10 +120,11 @@ class MiniatureDrawer:
 
     Args:
         device: that draws.
+        dtype: in which.
     """
 
-    def __init__(self, device: str):
-        self.drawer = SceneDrawer(device)
+    def __init__(self, device: str, dtype: DType = "float32"):
+        self.drawer = SceneDrawer(device, getattr(torch, dtype))
         self.measures = {"scorer": scorer_version()}
 
     def finish(self, job: Job) -> Judged:
@@ -118,17 +136,18 @@ class MiniatureDrawer:
         here = __version__, miniature_version(job.scene.loras)
         if here != (job.package, job.miniature):
             raise MethodError(f"its worker has loraweave {here[0]} or other weights")
-        return self.drawer.draw(job.scene, job.method, job.settings, job.steps)
+        return self.drawer.draw(job.scene, job.method, job.settings, job.steps, job.scheduler)
 
     def draw(self, job: Job) -> list[ComposeOutput]:
         """Its pictures alone."""
-        return self.drawer.outputs(job.scene, job.method, job.settings, job.steps)
+        return self.drawer.outputs(job.scene, job.method, job.settings, job.steps, job.scheduler)
 
 
 def suite_jobs(
     suite: str, methods: Sequence[str], size: Size = "quick", *, split: Split = "report",
     steps: int = 50, settings: Mapping[str, Mapping[str, Any]] | None = None,
-    first: int | None = None, device: str = "cpu",
+    first: int | None = None, device: str = "cpu", scheduler: str | None = None,
+    dtype: DType = "float32",
 ) -> list[Job]:  # fmt: skip
     """The jobs of a suite, scene by scene.
 
@@ -141,10 +160,12 @@ def suite_jobs(
         settings: by method, where they are not the defaults.
         first: so many scene-seeds only.
         device: that they are drawn on.
+        scheduler: a name of `loraweave.schedulers`; the miniature's own if None.
+        dtype: that they are drawn in.
 
     Raises:
         MethodError: no such suite, size, method or setting.
-        SceneError: something is wrong with the suite's file.
+        SceneError: something is wrong with the suite's file, or no such scheduler.
     """
     if size not in SIZES:
         raise MethodError(f"no size {size!r}; there are: {', '.join(SIZES)}")
@@ -158,11 +179,12 @@ def suite_jobs(
                 f"the scenes of {read.name} have no boxes, which {method} needs with "
                 "layout=regions; leave that out for strips, or take boxes2 to boxes5"
             )
+    scheduler = None if scheduler is None else scheduler_name(scheduler)
     chosen = read.drawn(size, split)[:first]
     versions = {scene: miniature_version(scene.loras) for scene in chosen}
     return [
         Job(read.name, split, scene, method, own[method], steps, versions[scene], __version__,
-            device)
+            device, scheduler, dtype)
         for scene in chosen
         for method in methods
     ]  # fmt: skip

@@ -14,7 +14,10 @@ from ..miniature.scoring import SCORES, scorer_version
 
 FAILURES = ("missing", "duplicated", "swapped", "blended")
 Row = dict[str, Any]
-_NOT_THE_SCENE = ("method", "settings", "wording", "miniature", "package", "device", "steps")
+_NOT_THE_SCENE = (
+    "method", "settings", "wording", "miniature", "package", "device", "steps", "scheduler",
+    "dtype",
+)  # fmt: skip
 
 
 def scene_seed(row: Mapping[str, Any]) -> str:

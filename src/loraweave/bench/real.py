@@ -20,7 +20,6 @@ from ..detect import Segmenter, get_segmenter
 from ..detect.registry import check_segmenter
 from ..errors import MethodError, ModelNotFound, SceneError
 from ..evaluate.encoders import Clip, Dino
-from ..evaluate.memory import peak_memory
 from ..evaluate.pictures import known_features
 from ..evaluate.references import read_references
 from ..evaluate.scores import Scorer, features_of
@@ -28,6 +27,7 @@ from ..evaluate.similarity import instances_by_noun
 from ..evaluate.verdicts import verdicts
 from ..loading import load
 from ..lora.file import read_lora
+from ..memory.measured import peak_memory
 from ..methods import METHODS, get_method
 from ..miniature.judged import Judged, own_settings, wants_regions
 from ..miniature.scene_judge import Findings

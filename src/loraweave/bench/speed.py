@@ -21,7 +21,7 @@ from diffusers import StableDiffusionPipeline
 from ..api import compose
 from ..errors import MethodError
 from ..evaluate.flops import flop_counter
-from ..evaluate.memory import peak_memory
+from ..memory.measured import peak_memory
 from ..methods import METHODS
 from ..progress import track
 from .bases import NOUNS, BaseName, speed_base, speed_loras, speed_prompt

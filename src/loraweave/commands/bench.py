@@ -56,6 +56,7 @@ def run(
     settings: Settings = None,
     scenes: First = None,
     results: Results = Path("results"),
+    scheduler: options.Scheduler = None,
     device: Annotated[
         str, typer.Option(help="That draws. Results of another one are other results.")
     ] = "cpu",
@@ -121,7 +122,7 @@ def run(
         _refuse(context, OF_MANIFESTS, f"{suite} is drawn on the miniature")
         jobs = suite_jobs(
             suite, names, size, split=split, steps=steps, settings=own, first=scenes,
-            device=device,
+            device=device, scheduler=scheduler, dtype=dtype,
         )  # fmt: skip
     silence_libraries()
     counts = run_jobs(jobs, results, engine, workers, keep, flops)
@@ -150,6 +151,8 @@ def report(
     settings: Settings = None,
     scenes: First = None,
     results: Results = Path("results"),
+    scheduler: options.Scheduler = None,
+    dtype: options.Precision = "float32",
     device: Annotated[str, typer.Option(help="That drew.")] = "cpu",
     against: Annotated[
         str | None,
@@ -181,7 +184,7 @@ def report(
     places: dict[str, str] = {}
     for suite, names in own.items():
         if suite in manifests:
-            wrong = (*OF_SUITES, "settings", "scenes", "device")
+            wrong = (*OF_SUITES, "dtype", "settings", "scenes", "device")
             _refuse(context, wrong, f"{suite} is reported whole")
             name = Path(suite).stem
             found[name] = report_all(results, name, names or None, against)
@@ -191,7 +194,7 @@ def report(
             raise SceneError(f"no results of {suite!r} in {results}; use `loraweave bench run`")
         jobs = suite_jobs(
             suite, names, size, split=split, steps=steps, settings=given, first=scenes,
-            device=device,
+            device=device, scheduler=scheduler, dtype=dtype,
         )  # fmt: skip
         try:
             found[suite] = made(jobs, results, against or names[0])
@@ -265,10 +268,9 @@ def check(
         raise typer.Exit(2)
 
 
-OF_SUITES = ("size", "split", "steps")
+OF_SUITES = ("size", "split", "steps", "scheduler")
 OF_MANIFESTS = (
-    "base", "lora_dir", "data", "dtype", "clip", "dino", "references", "segmenter",
-    "segmenter_model",
+    "base", "lora_dir", "data", "clip", "dino", "references", "segmenter", "segmenter_model",
 )  # fmt: skip
 """Options that only one kind has."""
 OWN_BASE = "on a base of one's own"

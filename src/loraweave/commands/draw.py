@@ -38,6 +38,7 @@ def generate(
     condition: conditions.Conditions = None,
     steps: options.Steps = None,
     guidance: options.Guidance = None,
+    scheduler: options.Scheduler = None,
     width: options.Width = None,
     height: options.Height = None,
     seed: Annotated[
@@ -51,6 +52,8 @@ def generate(
         Path | None, typer.Option(help="Also write a figure of attention and masks (PNG).")
     ] = None,
     pass_batch: options.PassBatch = None,
+    checkpointing: options.Checkpointing = False,
+    max_memory: options.MaxMemory = None,
     dtype: options.OwnPrecision = None,
     device: options.Device = None,
     allow_pickle: options.AllowPickle = False,
@@ -67,13 +70,15 @@ def generate(
         fields=options.read_scene_fields(scene_set, negative_for, region, region_prompt),
         own_prompt=own_prompt, negative_prompt=negative,
         conditions=conditions.read_conditions(condition, sketch),
-        num_inference_steps=steps, guidance_scale=guidance, width=width, height=height, seed=seed,
+        num_inference_steps=steps, guidance_scale=guidance, scheduler=scheduler, width=width,
+        height=height, seed=seed,
     )  # fmt: skip
     name = method or job.method or DEFAULT_METHOD
     drawer = _Drawer(
         job, {name: {**job.settings(name), **options.read_settings(settings)}},
-        dtype or job.dtype, device or job.device, as_json, quiet, allow_pickle, allow_partial,
-        pass_batch, auto_regions,
+        dtype or job.dtype, device or job.device, as_json, quiet, auto_regions,
+        allow_pickle=allow_pickle, allow_partial=allow_partial, pass_batch=pass_batch,
+        checkpointing=checkpointing, max_memory=max_memory,
     )  # fmt: skip
     for n, path in enumerate(pictures):
         output = drawer.draw(name, job.scene.seed + n)
@@ -113,10 +118,13 @@ def compare(
     condition: conditions.Conditions = None,
     steps: options.Steps = None,
     guidance: options.Guidance = None,
+    scheduler: options.Scheduler = None,
     width: options.Width = None,
     height: options.Height = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The PNG to write.")] = Path("grid.png"),
     pass_batch: options.PassBatch = None,
+    checkpointing: options.Checkpointing = False,
+    max_memory: options.MaxMemory = None,
     dtype: options.OwnPrecision = None,
     device: options.Device = None,
     allow_pickle: options.AllowPickle = False,
@@ -132,13 +140,15 @@ def compare(
         fields=options.read_scene_fields(scene_set, negative_for, region, region_prompt),
         own_prompt=own_prompt, negative_prompt=negative,
         conditions=conditions.read_conditions(condition, sketch),
-        num_inference_steps=steps, guidance_scale=guidance, width=width, height=height,
+        num_inference_steps=steps, guidance_scale=guidance, scheduler=scheduler, width=width,
+        height=height,
     )  # fmt: skip
     given = by_method(names, options.read_settings(settings))
     every = {name: {**job.settings(name), **given[name]} for name in names}
     drawer = _Drawer(
-        job, every, dtype or job.dtype, device or job.device, as_json, quiet, allow_pickle,
-        allow_partial, pass_batch, auto_regions,
+        job, every, dtype or job.dtype, device or job.device, as_json, quiet, auto_regions,
+        allow_pickle=allow_pickle, allow_partial=allow_partial, pass_batch=pass_batch,
+        checkpointing=checkpointing, max_memory=max_memory,
     )  # fmt: skip
     rows, marks = [], []
     for name in names:
@@ -162,21 +172,23 @@ def compare(
 
 
 class _Drawer:
-    """One loaded model that draws a job with some methods and reports each picture."""
+    """One loaded model that draws a job with some methods and reports each picture.
+
+    Args:
+        how: what `compose` is told beside the scene and the method.
+    """
 
     def __init__(
         self, job: Job, settings: dict[str, dict[str, Any]], dtype: options.DType,
-        device: str | None, as_json: bool, quiet: bool, allow_pickle: bool, allow_partial: bool,
-        pass_batch: int | None, auto_regions: bool,
+        device: str | None, as_json: bool, quiet: bool, auto_regions: bool, **how: Any,
     ):  # fmt: skip
+        from ..memory.plan import read_bytes
         from ..methods import get_method
 
         self.job, self.as_json, self.quiet = job, as_json, quiet
-        self.how: dict[str, Any] = {
-            "allow_pickle": allow_pickle,
-            "allow_partial": allow_partial,
-            "pass_batch": pass_batch,
-        }
+        if how["max_memory"] is not None:
+            read_bytes(how["max_memory"])
+        self.how = how
         # Before the model is loaded: a wrong setting is found at once.
         self.methods = {name: get_method(name, own) for name, own in settings.items()}
         with_places = [name for name, one in self.methods.items() if one.regions != "no"]

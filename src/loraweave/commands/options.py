@@ -110,7 +110,25 @@ PassBatch = Annotated[
         show_default="all at once",
     ),
 ]  # fmt: skip
+Checkpointing = Annotated[
+    bool,
+    typer.Option("--checkpointing", help="Gradients in less memory, computing more."),
+]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE", help="Such as 6GB: gives up speed until it fits, and says what it chose.",
+        show_default="no limit",
+    ),
+]  # fmt: skip
 Steps = Annotated[int | None, typer.Option(help="Denoising steps.", show_default="50")]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        help="dpm++_2m, unipc, euler, euler_a, ... or as A1111 calls it: 'DPM++ 2M Karras'.",
+        show_default="the model's own",
+    ),
+]
 Guidance = Annotated[
     float | None, typer.Option(help="Classifier-free guidance.", show_default="7.5")
 ]

@@ -9,8 +9,9 @@ Keys and values of a text do not change over the steps: they are computed once.
 `B` pictures, `K` owners, `S` halves, `R` = B*S rows, `L` positions, `T` tokens, (H, W) cells.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from torch import Tensor
 from ..backbone.sites import cross_attention_sites
 from .attention import HandOver, check_plain, in_heads, put_together, replaced
 from .composition import Pass
-from .executor import Evaluation, Executor, Halves, Work, differentiated
+from .executor import Evaluation, Executor, Halves, Work, both, differentiated
 from .hooks import Weighted, level_size, resized_by_area
 from .recorder import LastSiteReached
 
@@ -86,7 +87,7 @@ class Confined:
         """
         record = record or maps_only
         count = 2 if halves == "both" else 1
-        most = self.executor.pass_batch
+        most = self.executor.mode.pass_batch
         if most and len(latents) > 1 and len(latents) * count > most:
             size = max(1, most // count)
             masks = masks.expand(len(latents), -1, -1, -1)
@@ -109,12 +110,15 @@ class Confined:
                     self._each, record, not self._keys, bool(self._self))  # fmt: skip
         self.executor.calls.add(len(rows), work)
         text = self.owners[0].states[self._halves].repeat(len(latents), 1, 1)
-        attending, early = replaced(self._sites, HandOver(self.attend)), suppress(LastSiteReached)
-        among = replaced(self._self, HandOver(self.attend_among))
-        confined = self._hooks.rows([everywhere] * len(rows), places, self._apart)
-        with confined, attending, among, early:
+        acting = (
+            partial(self._hooks.rows, [everywhere] * len(rows), places, self._apart),
+            partial(replaced, self._sites, HandOver(self.attend)),
+            partial(replaced, self._self, HandOver(self.attend_among)),
+        )
+        with both(*acting), suppress(LastSiteReached):
             chosen = None if following is None else following.repeat_interleave(count)
-            noise = self.executor.denoise(rows, t, text, chosen)
+            again = partial(both, *acting, self._deaf)
+            noise = self.executor.denoise(rows, t, text, again, chosen)
         maps = None
         if self._records:
             maps = torch.stack(self._records).mean(0)  # (R, K, L, T)
@@ -122,6 +126,16 @@ class Confined:
         if noise is not None:
             noise = noise.unflatten(0, (len(latents), 1, count))
         return Evaluation(noise, maps)
+
+    @contextmanager
+    def _deaf(self) -> Iterator[None]:
+        """Within this context nothing is recorded, and no forward pass ends early."""
+        former = self._records, self._stop
+        self._records, self._stop = None if former[0] is None else [], False
+        try:
+            yield
+        finally:
+            self._records, self._stop = former
 
     def _prepared(
         self, masks: Float[Tensor, "B K H W"], pictures: int, count: int

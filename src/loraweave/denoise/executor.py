@@ -9,16 +9,20 @@ then one vector-Jacobian product per pass.
 `B` pictures, `P` passes, `S` halves (unconditional, conditional), `L` positions, `T` tokens.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..errors import MethodError
+from .checkpointing import Again, checkpointing
 from .composition import Composition, Pass
 from .conditions import Conditions
 from .hooks import Weighted
@@ -101,22 +105,39 @@ class Work(NamedTuple):
     by_query: bool = False
 
 
+@dataclass(frozen=True)
+class MemoryMode:
+    """How much is in memory at once; what is computed stays the same.
+
+    Attributes:
+        pass_batch: most rows of one denoiser call; all at once if None.
+        graph_rows: most rows of one graph; if all are more, each has one pass of one picture.
+        checkpointing: a graph keeps the edges of the denoiser's blocks only; what is between them
+            is computed again for the gradient.
+    """
+
+    pass_batch: int | None = None
+    graph_rows: int | None = None
+    checkpointing: bool = False
+
+
 class Executor:
     """Evaluates passes of a composition; use inside `executing`.
 
     Attributes:
         calls: how much work was done so far.
+        mode: how much is in memory at once.
         fraction: of the run that is over, in [0, 1); decides which scheduled LoRAs act, and which
             pictures are followed.
     """
 
     def __init__(
-        self, composition: Composition, recorder, pass_batch: int | None = None,
+        self, composition: Composition, recorder, mode: "MemoryMode",
         conditions: Conditions | None = None,
     ):  # fmt: skip
         self.composition, self._recorder = composition, recorder
         self._conditions = conditions or Conditions()
-        self.backbone, self.pass_batch = composition.backbone, pass_batch
+        self.backbone, self.mode = composition.backbone, mode
         self.calls, self.fraction = Calls(), 0.0
 
     def evaluate(
@@ -125,7 +146,7 @@ class Executor:
         latents: Float[Tensor, "B C h w"],
         t: Tensor,
         *,
-        halves: Halves = "both",
+        halves: Halves | Literal["shared"] = "both",
         maps_only: bool = False,
     ) -> Evaluation:
         """All passes on the latents of each picture.
@@ -134,15 +155,15 @@ class Executor:
             passes: what to evaluate.
             latents: already scaled for the model (`scheduler.scale_model_input`).
             t: timestep.
-            halves: with or without the unconditional rows.
+            halves: with or without the unconditional rows, or (`shared`) with the first pass's
+                for all.
             maps_only: stop after the last recorded layer; no noise then.
         """
-        states = torch.stack([p.states if halves == "both" else p.states[1:] for p in passes])
-        shape = (len(latents), *states.shape[:2])  # (B, P, S)
-        adapters = [a for p in passes for a in [self.acting(p)] * shape[2]] * shape[0]
-        texts = states.flatten(0, 1).repeat(shape[0], 1, 1)
-        rows = latents.repeat_interleave(shape[1] * shape[2], 0)
-        size = self.pass_batch or len(rows)
+        own, order = rows_of(len(passes), halves)
+        adapters = [self.acting(passes[k]) for k, _ in own] * len(latents)
+        texts = torch.stack([passes[k].states[half] for k, half in own]).repeat(len(latents), 1, 1)
+        rows = latents.repeat_interleave(len(own), 0)
+        size = self.mode.pass_batch or len(rows)
         noises, maps = [], []
         for start in range(0, len(rows), size):
             part = slice(start, start + size)
@@ -150,30 +171,40 @@ class Executor:
                 tuple(_names(own) for own in adapters[part]), 1, 1, False, maps_only,
                 differentiated(latents),
             ))  # fmt: skip
-            with self.composition.unet_hooks.rows(adapters[part]):
+            acting = partial(self.composition.unet_hooks.rows, adapters[part])
+            again = partial(both, acting, self._recorder.deaf)
+            with acting():
                 if maps_only:
                     with self._recorder.stopping_early():
-                        self.denoise(rows[part], t, texts[part])
+                        self.denoise(rows[part], t, texts[part], again)
                 else:
-                    noises.append(self.denoise(rows[part], t, texts[part]))
+                    noises.append(self.denoise(rows[part], t, texts[part], again))
             maps.append(self._recorder.take())
-        noise = None if maps_only else torch.cat(noises).unflatten(0, shape)
-        return Evaluation(noise, torch.cat(maps).unflatten(0, shape))
+        found = (None if maps_only else torch.cat(noises)), torch.cat(maps)
+        noise, maps = (
+            None if x is None else x.unflatten(0, (len(latents), len(own)))[:, order].unflatten(
+                1, (len(passes), -1)
+            ) for x in found
+        )  # fmt: skip
+        return Evaluation(noise, maps)
 
     def denoise(
         self, rows: Float[Tensor, "R C h w"], t: Tensor, text: Float[Tensor, "R T D"],
-        following: Bool[Tensor, " R"] | None = None,
+        again: Again, following: Bool[Tensor, " R"] | None = None,
     ) -> Float[Tensor, "R C h w"]:  # fmt: skip
         """One call of the denoiser, with the pictures that are followed at this time of the run.
 
         Args:
             rows, t, text: of the call.
+            again: what is active around it, and keeps no records.
             following: which rows follow them; all if not given.
         """
         features = self._conditions.at(self.fraction)
         if following is not None:
             features = tuple(f * following.view(-1, 1, 1, 1).to(f) for f in features)
-        return self.backbone.denoise(rows, t, text, features)
+        spare = self.mode.checkpointing and differentiated(rows)
+        with checkpointing(self.backbone.unet, again) if spare else nullcontext():
+            return self.backbone.denoise(rows, t, text, features)
 
     def at(self, fraction: float) -> None:
         """Say which fraction of the run is over, for what acts only for a while."""
@@ -211,9 +242,16 @@ class Executor:
             noise: also give what `evaluate` gives; the forward passes are then not cut short.
         """
         count = len(latents) * len(passes) * (2 if halves == "both" else 1)
+        most = self.mode.graph_rows or math.inf
         if mode == "auto":
             cells = latents.shape[-1] * latents.shape[-2]
-            mode = "together" if count * cells <= LARGEST_JOINT_GRAPH else "one_by_one"
+            small = count * cells <= LARGEST_JOINT_GRAPH and count <= most
+            mode = "together" if small else "one_by_one"
+        if mode == "together" and count > most:
+            raise MethodError(
+                f"gradient=together needs a graph of {count} rows, and memory is for {most:g}; "
+                "leave it at auto"
+            )
         self.calls.backward_rows += count
         latents = latents.detach()
 
@@ -247,9 +285,31 @@ class Executor:
         return Gradient(values.detach(), total, out.detached() if out else None)
 
 
+def rows_of(
+    passes: int, halves: Halves | Literal["shared"]
+) -> tuple[list[tuple[int, int]], list[int] | slice]:
+    """(pass, half) of each row of a picture, and the rows in the order pass by pass."""
+    if halves == "shared":
+        rows = [(0, 0), *((k, 1) for k in range(passes))]
+        return rows, [row for k in range(passes) for row in (0, 1 + k)]
+    return [(k, half) for k in range(passes) for half in _HALVES[halves]], slice(None)
+
+
+_HALVES = {"both": (0, 1), "conditional": (1,)}
+
+
 def differentiated(latents: Tensor) -> bool:
     """Whether a graph is being made from these latents."""
     return torch.is_grad_enabled() and latents.requires_grad
+
+
+@contextmanager
+def both(*contexts: Callable[[], AbstractContextManager]) -> Iterator[None]:
+    """Some contexts in one."""
+    with ExitStack() as stack:
+        for one in contexts:
+            stack.enter_context(one())
+        yield
 
 
 def _names(adapters: Sequence[Weighted]) -> tuple[str, ...]:
@@ -268,14 +328,14 @@ def _noise(evaluation: Evaluation) -> Tensor:
 
 @contextmanager
 def executing(
-    composition: Composition, pass_batch: int | None = None, conditions: Conditions | None = None
+    composition: Composition, mode: MemoryMode | None = None, conditions: Conditions | None = None
 ) -> Iterator[Executor]:
     """An executor that records the backbone's reading sites; processors come back on exit.
 
     Args:
         composition: what is evaluated.
-        pass_batch: most rows of one denoiser call; all at once if None.
+        mode: all at once if not given.
         conditions: pictures that every call follows.
     """
     with recording(composition.backbone.sites) as recorder:
-        yield Executor(composition, recorder, pass_batch, conditions)
+        yield Executor(composition, recorder, mode or MemoryMode(), conditions)

@@ -78,7 +78,7 @@ class Isolation:
         Args:
             record: keep the probabilities of the layers that are read, for `take`.
         """
-        self._recording = record
+        self._recording, self._records = record, []
         with replaced(self._sites, HandOver(self.attend)):
             yield
 

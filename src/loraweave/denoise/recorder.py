@@ -78,6 +78,16 @@ class AttentionRecorder:
         return total / len(records)
 
     @contextmanager
+    def deaf(self) -> Iterator[None]:
+        """Within this context nothing is recorded, and no forward pass ends early."""
+        former = self._records, self.stop
+        self._records, self.stop = [], False
+        try:
+            yield
+        finally:
+            self._records, self.stop = former
+
+    @contextmanager
     def stopping_early(self) -> Iterator[None]:
         """End the forward pass inside this context once the last site is recorded."""
         self.stop = True

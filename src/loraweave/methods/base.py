@@ -33,6 +33,7 @@ class Method:
         name: in prompts of the command line and in records.
         summary, source: one line each.
         passes: rows of the denoiser for each half of a step, in words.
+        takes_gradients: of the denoiser, which need more memory than its calls.
         training: what has to be trained for it first, in words.
         regions: whether it takes or needs regions, in words.
         own_prompts: whether a region may have a prompt of its own.
@@ -46,6 +47,7 @@ class Method:
     summary: ClassVar[str]
     source: ClassVar[str]
     passes: ClassVar[str]
+    takes_gradients: ClassVar[bool] = False
     training: ClassVar[str] = "no"
     regions: ClassVar[str] = "no"
     own_prompts: ClassVar[bool] = False

@@ -26,6 +26,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..denoise.composition import Composition, Pass
+from ..denoise.confined import Confined
 from ..denoise.executor import Evaluation, Executor, GradientMode
 from ..denoise.loop import Stage, StepScheduler, guided
 from ..errors import MethodError
@@ -61,6 +62,8 @@ class CLoRASettings(StepSettings):
         max_update_step: the latent is updated at steps before this one; 0 for no update at all.
         update_at: `every` step before that, as the authors' code does, or `listed`: only the
             refinement steps, as the paper's text can be read.
+        update_every: an update at the first of these steps and at every k-th after it only; the
+            refinement steps stay.
         refinement_steps: steps with extra updates.
         refinements: how many extra updates there.
         temperature: of InfoNCE.
@@ -73,6 +76,12 @@ class CLoRASettings(StepSettings):
         instances: concepts of one noun get an instance each (see layout/instances.py); the
             `improved` variant only.
         base_pass: with the base model's pass; without it every place goes to some concept.
+        mask_until: the first step that takes the masks of the step before, as all after it do;
+            None for new masks at each step.
+        frozen: how steps with such masks are drawn: by all `passes`, joined as before, or in one
+            call in which every place is drawn by its `owner` (denoise/confined.py).
+        unconditional: each pass's `own` prediction without the prompt, or the base pass's,
+            `shared` by all.
         gradient: one graph for all passes, one pass at a time, or whichever suits the size.
     """
 
@@ -83,6 +92,7 @@ class CLoRASettings(StepSettings):
     decay: Literal["root", "none"] | None = None
     max_update_step: int = Field(25, ge=0)
     update_at: Literal["every", "listed"] = "every"
+    update_every: int = Field(1, ge=1)
     refinement_steps: tuple[int, ...] = Field((0, 10, 20), strict=False)  # lists too
     refinements: int = Field(20, ge=0)
     temperature: float = Field(0.5, gt=0)
@@ -93,6 +103,9 @@ class CLoRASettings(StepSettings):
     mask_memory: float = Field(0.0, ge=0, lt=1)
     soft_edges: float = Field(0.0, ge=0)
     base_pass: bool = True
+    mask_until: int | None = Field(None, ge=1)
+    frozen: Literal["passes", "owner"] = "passes"
+    unconditional: Literal["own", "shared"] = "own"
     instances: bool = True
     gradient: GradientMode = "auto"
 
@@ -115,7 +128,11 @@ class CLoRA(Method):
     summary = "attention maps pulled apart at test time, noise joined by masks"
     source = "Meral et al., CLoRA, arXiv 2403.19776"
     passes = "N + 1, and gradients in the first half"
-    refuses = ("LoRAs on the background without the base pass",)
+    takes_gradients = True
+    refuses = (
+        "LoRAs on the background without the base pass",
+        "LoRAs of layers without places (time embedding), with frozen=owner",
+    )
     Settings = CLoRASettings
 
     def check(self, composition: Composition) -> None:
@@ -127,6 +144,22 @@ class CLoRA(Method):
                 f"without the base pass nothing draws the background, on which "
                 f"{', '.join(behind)} should act; use base_pass=true"
             )
+        if self.settings.frozen == "owner" and self.settings.mask_until is None:
+            raise MethodError(
+                "frozen=owner is for steps with frozen masks; say from which step on with "
+                "mask_until, for example mask_until=25"
+            )
+        if self.settings.unconditional == "shared":
+            if not self.settings.base_pass:
+                raise MethodError(
+                    "unconditional=shared takes the base pass's; use base_pass=true with it"
+                )
+            negative = composition.scene.negative_prompts
+            if own := [c.name for c in composition.concepts if negative.get(c.name)]:
+                raise MethodError(
+                    f"unconditional=shared has one negative prompt for all, but {own[0]!r} has one "
+                    "of its own; use unconditional=own"
+                )
 
     def stages(
         self, composition: Composition, executor: Executor, scheduler: StepScheduler
@@ -161,6 +194,9 @@ class CLoRAStage(Stage):
         self.size = (0, 0)  # of the maps
         self._stale: Evaluation | None = None
         self._memory: Tensor | None = None
+        self._masks = torch.empty(0)  # (B, P, H, W)
+        self._owned: Tensor | None = None
+        self._confined = Confined(executor, self.passes)
 
     # -- section 3.2: the update of the latent ------------------------------------------------
 
@@ -170,10 +206,9 @@ class CLoRAStage(Stage):
         for n in range(updates):
             stale = self.settings.does("noise") == "stale" and n == updates - 1
             at_once = stale and self.settings.does("halves") == "both"
+            at_once = at_once and self.settings.unconditional == "own"
             if stale and not at_once:
-                self._stale = self.executor.evaluate(
-                    self.passes, self.scheduler.scale(latents, t), t
-                )
+                self._stale = self._evaluate(latents, t)
             losses, gradient, seen = self.executor.gradient(
                 self.passes,
                 latents,
@@ -196,7 +231,7 @@ class CLoRAStage(Stage):
             return 0  # one group has no negatives: the loss is zero
         if i in settings.refinement_steps:
             return 1 + settings.refinements
-        return int(settings.update_at == "every")
+        return int(settings.update_at == "every" and i % settings.update_every == 0)
 
     def loss(self, maps: Float[Tensor, "B P S L T"]) -> Float[Tensor, " B"]:
         """InfoNCE over the concepts' words in all passes of a picture (equation 2)."""
@@ -224,18 +259,35 @@ class CLoRAStage(Stage):
     # -- section 3.3: masks and fusion --------------------------------------------------------
 
     def predict(self, latents: Tensor, i: int, t: Tensor) -> Float[Tensor, "B C h w"]:
-        out = self._stale
-        if out is None:
-            out = self.executor.evaluate(self.passes, self.scheduler.scale(latents, t), t)
-        assert out.noise is not None
+        until = self.settings.mask_until
+        frozen = until is not None and i >= until
+        if frozen and self.settings.frozen == "owner":
+            if self._owned is None:
+                self._owned = self._masks / self._masks.sum(1, keepdim=True)
+            out = self._confined.evaluate(self._owned, self.scheduler.scale(latents, t), t)
+            noise = None if out.noise is None else out.noise[:, 0]
+        else:
+            out = self._evaluate(latents, t) if self._stale is None else self._stale
+            if not frozen:
+                self._masks = self._joining(out, latents, i)
+            noise = None if out.noise is None else fused(out.noise, self._masks)
+        assert noise is not None
+        self.trace.masks.append(self._masks[:, self.first_concept :].float().cpu())
+        return guided(noise, self.guidance)
+
+    def _evaluate(self, latents: Tensor, t: Tensor) -> Evaluation:
+        return self.executor.evaluate(
+            self.passes, self.scheduler.scale(latents, t), t,
+            halves="both" if self.settings.unconditional == "own" else "shared",
+        )  # fmt: skip
+
+    def _joining(self, out: Evaluation, latents: Tensor, i: int) -> Float[Tensor, "B P H W"]:
+        """The masks by which the passes are joined at step i, at the latents' size."""
         masks = self.masks(out, latents)
         if not self.settings.masks or i < self.settings.mask_from:
             masks = torch.ones_like(masks)
         masks = resized(masks, latents.shape[-2:])
-        if self.settings.soft_edges:
-            masks = softened(masks, self.settings.soft_edges)
-        self.trace.masks.append(masks[:, self.first_concept :].float().cpu())
-        return guided(fused(out.noise, masks), self.guidance)
+        return softened(masks, self.settings.soft_edges) if self.settings.soft_edges else masks
 
     def masks(self, out: Evaluation, latents: Tensor) -> Float[Tensor, "B P h w"]:
         """One mask per pass, from the words of each concept in its own pass."""

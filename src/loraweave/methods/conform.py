@@ -41,6 +41,7 @@ class Conform(Method):
     summary = "merge, with the maps of different concepts pulled apart"
     source = "Meral et al., CONFORM, arXiv 2312.06059"
     passes = "1, and gradients in the first half"
+    takes_gradients = True
     Settings = ConformSettings
 
     def stages(

@@ -112,6 +112,7 @@ class LoRAComposer(Method):
     summary = "each LoRA in a region, attention made to fill it and kept from the others"
     source = "Yang et al., LoRA-Composer, arXiv 2403.11627"
     passes = "1, and gradients in the first half"
+    takes_gradients = True
     regions = "needed, or left-to-right strips"
     own_prompts = True
     refuses = ("LoRAs of layers without places (time embedding), with injected=all",)

@@ -51,6 +51,7 @@ class Regional(Method):
     """One model for all, a text for each region."""
 
     name = "regional"
+    takes_gradients = True  # with guidance
     summary = "weighted sum of all LoRAs everywhere, each region with a text of its own"
     source = "Gu et al., Mix-of-Show, arXiv 2305.18292"
     passes = "1"

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from ..api import compose
-from ..evaluate.memory import peak_memory
 from ..loading import load
+from ..memory.measured import peak_memory
 from ..methods import METHODS
 from ..output import ComposeOutput, picture_record, png_bytes
 from ..scene import BACKGROUND, PLAIN, LoraRef
@@ -98,19 +98,20 @@ class SceneDrawer:
 
     Args:
         device: that draws; the judge works on the processor.
+        dtype: in which the miniature draws.
     """
 
-    def __init__(self, device: str = "cpu") -> None:
+    def __init__(self, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         self.device, self.judge = device, SceneJudge()
-        self.pipe = load("miniature", device=device)
+        self.pipe = load("miniature", device=device, dtype=dtype)
 
     def draw(
         self, scene: ConceptScene, method: str, settings: Mapping[str, Any] | None = None,
-        steps: int = 50,
+        steps: int = 50, scheduler: str | None = None,
     ) -> Judged:  # fmt: skip
         """One scene with its own noise, by a method or a yardstick."""
         with peak_memory(self.device) as memory:
-            outputs = self.outputs(scene, method, settings, steps)
+            outputs = self.outputs(scene, method, settings, steps, scheduler)
         cost = _cost(outputs)
         if memory.mib is not None:
             cost["peak_mib"] = memory.mib
@@ -137,14 +138,16 @@ class SceneDrawer:
         return Findings(outcomes, scores=scores)
 
     def outputs(
-        self, scene: ConceptScene, method: str, settings: Mapping[str, Any] | None, steps: int
-    ) -> list[ComposeOutput]:
+        self, scene: ConceptScene, method: str, settings: Mapping[str, Any] | None, steps: int,
+        scheduler: str | None = None,
+    ) -> list[ComposeOutput]:  # fmt: skip
         """The pictures of one scene, nobody judges them."""
+        how = {"num_inference_steps": steps, "scheduler": scheduler}
         if method == "alone":
             own = [scene.alone(name) for name in scene.names]
-            return [self._compose(one.prompt, one, "merge", {}, steps) for one in own]
+            return [self._compose(one.prompt, one, "merge", {}, how) for one in own]
         if method == "base":
-            return [self._compose(scene.plain_prompt, scene, "merge", {}, steps)]
+            return [self._compose(scene.plain_prompt, scene, "merge", {}, how)]
         regions: Mapping[str, Any] | None = None
         if method == "true_masks":
             drawn = zip(scene.names, scene.drawing().masks)
@@ -153,11 +156,11 @@ class SceneDrawer:
         else:
             settings = own_settings(method, settings, scene.placed)
             regions = scene.boxes() if scene.placed and wants_regions(method) else None
-        return [self._compose(scene.prompt, scene, method, settings, steps, regions)]
+        return [self._compose(scene.prompt, scene, method, settings, how, regions)]
 
     def _compose(
         self, prompt: str, scene: ConceptScene, method: str, settings: Mapping[str, Any] | None,
-        steps: int, regions: Mapping[str, Any] | None = None,
+        how: Mapping[str, Any], regions: Mapping[str, Any] | None = None,
     ) -> ComposeOutput:  # fmt: skip
         used = [name for name in scene.loras if f"({name})" in prompt or f":{name}:" in prompt]
         files: dict[str, Any] = {name: lora_file(name) for name in used}
@@ -170,7 +173,7 @@ class SceneDrawer:
             files[PLAIN_SUBJECT] = PLAIN
         return compose(
             self.pipe, prompt, loras=files, method=method,
-            settings=settings, num_inference_steps=steps, progress=False, regions=regions,
+            settings=settings, progress=False, regions=regions, **how,
             generator=torch.Generator().manual_seed(scene.seed), width=scene.width,
         )  # fmt: skip
 

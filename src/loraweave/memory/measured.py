@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from ..errors import MethodError
+
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -48,6 +50,24 @@ def peak_memory(device: torch.device | str = "cpu") -> Iterator[Memory]:
     finally:
         _new_peak()
         memory.mib = round(_open.pop() - before, 1)
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Bytes that are in use: on a GPU by torch's tensors, else by the process.
+
+    Raises:
+        MethodError: another system, which does not tell.
+    """
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    try:
+        _give_back()
+        return int(_resident("VmRSS") * 2**20)
+    except (OSError, KeyError):
+        raise MethodError(
+            f"this system does not tell how much memory is in use on {device.type}, so max_memory "
+            "cannot be kept; set pass_batch and checkpointing instead"
+        ) from None
 
 
 _open: list[float] = []
