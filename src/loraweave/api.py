@@ -10,6 +10,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
+from .backbone.compiled import NOTE as COMPILED
+from .backbone.compiled import uncompiled
 from .backbone.sd1 import StableDiffusion1
 from .backbone.tokens import joint_embeddings
 from .conditioning import Given, check_conditions, given_conditions, prepare
@@ -177,24 +179,18 @@ def compose(
             raise SceneError(f"{name} is {number}; at least 1 is needed")
     if max_memory is not None and (pass_batch is not None or checkpointing):
         raise SceneError("max_memory chooses pass_batch and checkpointing itself; leave them out")
-    backbone = StableDiffusion1(pipe)
-    size = backbone.size(scene.width, scene.height)
-    sources = _noise_sources(scene, generator, latents, num_images_per_prompt)
-    shape = backbone.latent_shape(*size)
-    for _, own in sources:
-        if own is not None and own.shape != shape:
-            raise SceneError(
-                f"latents of shape {tuple(own.shape[1:])} where a picture of {size[0]}x{size[1]} "
-                f"has {shape[1:]} (channels, height, width)"
-            )
-
-    loaded = {name for names in pipe.get_list_adapters().values() for name in names}
-    if lora_dir is not None:
-        scene = with_folder_loras(scene, lora_dir, loaded)
-    images, masks, maps, losses, flags, caveats = [], [], [], [], [], []
-    boxes: list[dict[str, Any]] = []
     started = time.monotonic()
     with ExitStack() as stack:
+        compiled = stack.enter_context(uncompiled(pipe))
+        backbone = StableDiffusion1(pipe)
+        size = backbone.size(scene.width, scene.height)
+        sources = _noise_sources(scene, generator, latents, num_images_per_prompt)
+        _check_latents(backbone, size, [own for _, own in sources])
+        loaded = {name for names in pipe.get_list_adapters().values() for name in names}
+        if lora_dir is not None:
+            scene = with_folder_loras(scene, lora_dir, loaded)
+        images, masks, maps, losses, flags, caveats = [], [], [], [], [], []
+        boxes: list[dict[str, Any]] = []
         stack.enter_context(torch.inference_mode(False))  # methods take gradients
         stack.enter_context(_interruptible(pipe))
         adapters = stack.enter_context(
@@ -202,7 +198,7 @@ def compose(
         )
         stack.enter_context(backbone.tokens(joint_embeddings(adapters, backbone.tokenizer)))
         scene, notes = fill_triggers(scene, {n: a.metadata for n, a in adapters.items()})
-        notes += _unused_weights(scene, adapters)
+        notes += _unused_weights(scene, adapters) + [COMPILED] * compiled
         adapters = {
             name: with_blocks(adapter, blocks)
             if (blocks := scene.loras.get(name, LoraRef()).blocks) else adapter
@@ -255,11 +251,13 @@ def compose(
                 caveats[-len(part) :] = ["it was interrupted"] * len(part)
                 break
         calls = executor.calls
+    with uncompiled(pipe):  # as it was before and after
+        base = base_identity(pipe, scheduler_for(scene.scheduler, pipe.scheduler))
     info = {
         "scene": scene.model_dump(mode="json"),
         "method": method.name,
         "settings": method.settings.model_dump(mode="json"),
-        "base": base_identity(pipe, scheduler_for(scene.scheduler, pipe.scheduler)),
+        "base": base,
         "dtype": str(backbone.dtype).removeprefix("torch."),
         "device": backbone.device.type,
         "loras": {
@@ -346,6 +344,18 @@ def _noise_sources(
     if len(latents) != count:
         raise SceneError(f"latents for {len(latents)} pictures where {count} are asked for")
     return list(zip(generators, latents.split(1)))
+
+
+def _check_latents(
+    backbone: StableDiffusion1, size: tuple[int, int], given: Sequence[Tensor | None]
+) -> None:
+    shape = backbone.latent_shape(*size)
+    for own in given:
+        if own is not None and own.shape != shape:
+            raise SceneError(
+                f"latents of shape {tuple(own.shape[1:])} where a picture of {size[0]}x{size[1]} "
+                f"has {shape[1:]} (channels, height, width)"
+            )
 
 
 def _seed(scene: Scene, generator: torch.Generator | None) -> int:
