@@ -1,7 +1,7 @@
 """Write the tables of results.md and performance.md again (`make docs`).
 
-Those of results.md by the commands that stand above them, those of performance.md from the files
-that `loraweave bench speed -o` wrote.
+Those of results.md by the commands that stand above them, those of performance.md also from the
+files that `loraweave bench speed -o` wrote.
 """
 
 import json
@@ -58,5 +58,6 @@ def _measured(found: re.Match[str]) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(filled(PAGE.read_text(), PAGE.parents[1] / "results"))
-    SPEED.write_text(with_speed(SPEED.read_text()))
+    results = PAGE.parents[1] / "results"
+    PAGE.write_text(filled(PAGE.read_text(), results))
+    SPEED.write_text(with_speed(filled(SPEED.read_text(), results)))

@@ -112,6 +112,20 @@ def test_rows_are_ratios_to_plain_and_to_naive():
     assert "naive_flops_ratio" not in rows["weave", 2, 4]
 
 
+def test_what_takes_most_of_the_time_is_said():
+    given = ["--base", "miniature", "--size", "64x64", "--methods", "merge", "--loras", "1"]
+    given += ["--steps", "1", "--repetitions", "1", "--profile"]
+    result = CliRunner().invoke(app, ["bench", "speed", *given, "--json"])
+    assert result.exit_code == 0, result.output
+    for row in json.loads(result.stdout)["rows"]:
+        shares = [part["share"] for part in row["slowest"]]
+        assert len(shares) == 3
+        assert 0 < sum(shares) <= 1
+        assert shares == sorted(shares, reverse=True)
+        assert all(part["calls"] >= 1 and "aten" in part["part"] for part in row["slowest"])
+    assert "aten" in CliRunner().invoke(app, ["bench", "speed", *given]).stdout
+
+
 def test_the_command_counts_and_writes(tmp_path):
     path = tmp_path / "speed.json"
     given = ["--flops-only", "--methods", "merge,weave", "--loras", "2", "--steps", "5"]
@@ -132,6 +146,7 @@ def test_the_command_counts_and_writes(tmp_path):
         (["--size", "512"], "--size '512' is no size"),
         (["--methods", "clora", "--loras", "1"], "clora needs two LoRAs at least"),
         (["--set", "clora.refinements=5"], "clora.refinements would give clora another schedule"),
+        (["--profile"], "--flops-only draws nothing that --profile could look at"),
         (["--methods", "attend_and_excite"], "cannot be counted without drawing"),
         (["--methods", "merge", "--loras", "2", "--set", "merge.rule=ties"], "LoRAs of its own"),
     ],

@@ -27,6 +27,7 @@ from ..progress import track
 from .bases import NOUNS, BaseName, speed_base, speed_loras, speed_prompt
 from .flops import CallCosts, work_of
 from .naive import naive_picture
+from .profile import slowest
 
 PLAIN, NAIVE = "plain", "naive"
 GUIDED = ("clora", NAIVE)
@@ -52,6 +53,7 @@ class Plan:
         updates: extra updates before the first step, of those methods.
         repetitions: timed runs of each.
         settings: by method, where they are not the defaults.
+        profile: draw once more to see which operations take the time.
     """
 
     base: BaseName = "miniature"
@@ -66,6 +68,7 @@ class Plan:
     updates: int = 20
     repetitions: int = 3
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    profile: bool = False
 
     def check(self) -> None:
         """Raise MethodError for what cannot be measured."""
@@ -135,6 +138,7 @@ class _Case:
     flops: int = 0
     mib: float | None = None
     calls: int | None = None
+    slowest: list[dict[str, Any]] | None = None
 
 
 def measure(plan: Plan, progress: bool = False) -> list[dict[str, Any]]:
@@ -162,6 +166,9 @@ def measure(plan: Plan, progress: bool = False) -> list[dict[str, Any]]:
             case.draw()
             _settled(plan.device)
             case.seconds.append(time.perf_counter() - started)
+        for case in cases if plan.profile else ():
+            assert case.draw is not None
+            case.slowest = slowest(case.draw, plan.device)
     weights = sum(p.numel() * p.element_size() for model in (pipe.unet, pipe.text_encoder, pipe.vae)
                   for p in model.parameters()) / 2**20  # fmt: skip
     return [_row(plan, case, cases, weights) for case in cases]
@@ -293,6 +300,8 @@ def _row(plan: Plan, case: _Case, cases: Sequence[_Case], weights: float) -> dic
             beside = [c for c in beside if c.loras == case.loras and case.method in GUIDED]
         if beside:
             row |= _ratios(name, case, beside[0], weights)
+    if case.slowest is not None:
+        row["slowest"] = case.slowest
     return row | {
         "base": plan.base, "device": plan.device, "dtype": plan.dtype,
         "size": f"{plan.size[0]}x{plan.size[1]}", "steps": case.steps, "rank": plan.rank,

@@ -55,6 +55,9 @@ def speed(
     flops_only: Annotated[
         bool, typer.Option("--flops-only", help="Count, without drawing anything.")
     ] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Also say which operations take most of the time.")
+    ] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Also write the rows there (JSON).")
     ] = None,
@@ -69,6 +72,8 @@ def speed(
     from ..files import write_atomically
     from .report import show_table
 
+    if flops_only and profile:
+        raise SceneError("--flops-only draws nothing that --profile could look at; leave one out")
     if not flops_only:
         check_device(device)
     names = tuple(names_of(methods))
@@ -78,7 +83,7 @@ def speed(
     plan = Plan(
         base=base, device=device, dtype=dtype, size=_size(size) if size else usual, methods=names,
         counts=_numbers(loras), rank=rank, steps=steps, guided_steps=guided_steps or steps,
-        updates=updates, repetitions=repetitions,
+        updates=updates, repetitions=repetitions, profile=profile,
         settings=settings_of([n for n in names if n not in ("naive", "plain")], settings),
     )  # fmt: skip
     rows = counted(plan, progress=True) if flops_only else measure(plan, progress=True)
@@ -91,6 +96,9 @@ def speed(
     headings, lines = table_of(rows)
     title = f"{plan.size[0]}x{plan.size[1]}, {base}, {dtype}, {'counted' if flops_only else device}"
     show_table(headings, *lines, title=title)
+    if profile:
+        headings, lines = slowest_of(rows)
+        show_table(headings, *lines, title="most of the time, of one more picture each")
 
 
 def table_of(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -98,6 +106,18 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[st
     shown = [key for key in COLUMNS if any(row.get(key) is not None for row in rows)]
     lines = [["" if row.get(key) is None else str(row[key]) for key in shown] for row in rows]
     return [COLUMNS[key] for key in shown], lines
+
+
+def slowest_of(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Headings, and lines of the operations that took most of the time."""
+    lines = [
+        [row["method"], str(row["loras"]), *(str(part[key]) for key in SLOWEST)]
+        for row in rows for part in row["slowest"]
+    ]  # fmt: skip
+    return ["method", "LoRAs", *SLOWEST], lines
+
+
+SLOWEST = ("part", "calls", "seconds", "share")
 
 
 def _size(text: str) -> tuple[int, int]:
