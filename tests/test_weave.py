@@ -163,16 +163,35 @@ def test_places_that_are_known_are_not_given_away():
     assert (found.masks.sum(0) <= 1).all()
 
 
+def test_small_places_grow_into_what_is_nobodys_until_they_have_room():
+    maps = torch.stack([blob((8, 3), radius=1.5), blob((8, 12), radius=4)])
+    small = places_of(maps, ["cat", "dog"], PlaceRule(room=0)).masks
+    grown = places_of(maps, ["cat", "dog"], PlaceRule(room=0.15)).masks
+    assert small[0].mean() < 0.15 < small[1].mean()
+    assert torch.equal(grown[1], small[1]), "large ones stay"
+    assert (grown[0] >= small[0]).all()
+    assert 0.15 <= grown[0].mean() < 0.3, "cell by cell"
+    assert (grown.sum(0) <= 1).all()
+    every = places_of(maps, ["cat", "dog"], PlaceRule(room=1)).masks
+    assert torch.equal(every.sum(0), torch.ones(16, 16)), "until nothing is left"
+    between = every[:, 8]
+    assert between.argmax(0).diff().sum() == 1, "the border is between them"
+    known = (blob((8, 4)) > 0.2).float()
+    kept = places_of(maps, ["cat", "dog"], PlaceRule(room=1), {0: known}).masks
+    assert torch.equal(kept[0], known), "what is given does not grow"
+    assert torch.equal(kept[1], 1 - known)
+
+
 @settings(deadline=None, max_examples=40)
 @given(
     st.integers(1, 8), st.integers(4, 17), st.integers(4, 17), st.integers(0, 2**31),
-    st.booleans(), st.floats(0.05, 0.9),
+    st.booleans(), st.floats(0.05, 0.9), st.floats(0, 1),
 )  # fmt: skip
-def test_every_concept_has_a_place_and_no_place_has_two(n, h, w, seed, alike, threshold):
+def test_every_concept_has_a_place_and_no_place_has_two(n, h, w, seed, alike, threshold, room):
     maps = torch.rand((n, h, w), generator=torch.Generator().manual_seed(seed)) ** 3
     maps = maps / maps.amax((1, 2), keepdim=True)
     nouns = ["cat"] * n if alike else [f"noun {k}" for k in range(n)]
-    found = places_of(maps, nouns, PlaceRule(threshold=threshold))
+    found = places_of(maps, nouns, PlaceRule(threshold=threshold, room=room))
     assert found.masks.shape == (n, h, w)
     assert set(found.masks.unique().tolist()) <= {0.0, 1.0}
     assert found.masks.sum(0).max() <= 1

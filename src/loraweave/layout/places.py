@@ -38,6 +38,7 @@ class PlaceRule:
         apart: least distance of two places' centres, times the number of concepts.
         flat: what a vertical distance counts of a horizontal one; subjects stand side by side.
         size: least side of a box that is put beside the others, times the root of N.
+        room: area, of the picture, up to which places grow into what is nobody's.
     """
 
     threshold: float = 0.3
@@ -46,6 +47,7 @@ class PlaceRule:
     apart: float = 0.5
     flat: float = 0.5
     size: float = 0.4
+    room: float = 0.08
 
 
 class Places(NamedTuple):
@@ -94,7 +96,23 @@ def places_of(
         if not masks[k].any() and masks[largest].sum() > 1:  # its place went to another
             spot = np.where(masks[largest], strength[k], -1).argmax()
             masks[largest].flat[spot], masks[k].flat[spot] = False, True
+    _grow(masks, open_ones, rule.room)
     return Places(torch.from_numpy(masks).to(maps), sorted(homeless))
+
+
+def _grow(masks: Bool[np.ndarray, "N h w"], growing: Sequence[int], room: float) -> None:
+    """Let small places grow, cell by cell and all at once, into what is nobody's."""
+    while small := [k for k in growing if masks[k].any() and masks[k].mean() < room]:
+        away = np.stack([_distance(masks[k]) for k in small])
+        reached = cast(Mask, ~masks.any(0) & (away.min(0) < 1.5))
+        if not reached.any():
+            return
+        for row, k in enumerate(small):
+            masks[k] |= reached & (away.argmin(0) == row)
+
+
+def _distance(mask: Mask) -> Float[np.ndarray, "h w"]:
+    return cast(np.ndarray, ndimage.distance_transform_edt(~mask))
 
 
 def upsampled(masks: Float[Tensor, "B K h w"], size: Sequence[int]) -> Float[Tensor, "B K H W"]:

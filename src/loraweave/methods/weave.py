@@ -49,6 +49,7 @@ class WeaveSettings(MethodSettings):
         context: how much of what a place reads is the sentence, the rest is its own words.
         early: the share of the steps that count as early.
         early_context: `context` there.
+        room: area, as a share of the picture, up to which small places grow.
         outside: what is read outside of the places, after the early steps: the whole `prompt`, or
             the `rest` of it without the concepts' words.
         attention: in self-attention a position sees the others as their own owners' keys and
@@ -61,6 +62,7 @@ class WeaveSettings(MethodSettings):
     context: float = Field(0.4, ge=0, le=1)
     early: float = Field(0.3, ge=0, le=1)
     early_context: float = Field(0.6, ge=0, le=1)
+    room: float = Field(0.08, ge=0, le=1)
     outside: Outside = "rest"
     attention: Literal["keys", "queries"] = "keys"
 
@@ -167,7 +169,7 @@ class WeaveStage(Stage):
         coarse = {
             k: resized(mask[None].cpu().float(), maps.shape[-2:])[0] for k, mask in given.items()
         }
-        rule = PlaceRule(threshold=self.settings.threshold)
+        rule = PlaceRule(threshold=self.settings.threshold, room=self.settings.room)
         nouns = [concept.noun for concept in self.concepts]
         pictures = [places_of(own, nouns, rule, coarse).masks for own in maps]
         self.places = upsampled(with_base(torch.stack(pictures)), size)[:, 1:].to(latents)
