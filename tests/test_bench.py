@@ -25,6 +25,21 @@ def jobs():
     return suite_jobs("pairs", ["merge", "base"], steps=1)
 
 
+def test_settings_that_are_newer_than_results_count_where_they_are_not_as_before():
+    (plain,) = suite_jobs("pairs", ["clora"], first=1)
+    assert plain.settings["update_every"] == 1
+    assert "update_every" not in plain.description()["settings"]
+    (other,) = suite_jobs("pairs", ["clora"], first=1, settings={"clora": {"update_every": 2}})
+    assert other.description()["settings"]["update_every"] == 2
+    assert other.key != plain.key
+    (grown,) = suite_jobs("pairs", ["weave"], first=1)
+    assert grown.description()["settings"]["room"] == 0.08
+    (fast,) = suite_jobs("pairs", ["weave"], first=1, scheduler="DPM++ 2M", dtype="bfloat16")
+    assert (fast.scheduler, fast.setting) == ("dpm++_2m", "bfloat16")
+    with pytest.raises(SceneError, match="no scheduler 'fast'"):
+        suite_jobs("pairs", ["weave"], scheduler="fast")
+
+
 def test_a_key_says_all_that_an_outcome_depends_on(jobs):
     assert len({job.key for job in jobs}) == len(jobs) == 15 * 2 * 2
     assert [j.key for j in suite_jobs("pairs", ["merge", "base"], steps=1)] == [j.key for j in jobs]
@@ -33,6 +48,7 @@ def test_a_key_says_all_that_an_outcome_depends_on(jobs):
         {"steps": 2},
         {"method": "clora"}, {"settings": {"rank": 2}}, {"miniature": "x"}, {"package": "9"},
         {"split": "tuning"}, {"suite": "three"}, {"device": "cuda"},
+        {"scheduler": "unipc"}, {"dtype": "bfloat16"},
     ):  # fmt: skip
         assert replace(first, **change).key != first.key
     for change in (

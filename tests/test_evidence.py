@@ -310,6 +310,28 @@ def test_an_ablation_is_drawn_and_compared_with_the_default(tmp_path):
     assert bench("ablation", "merge", *few).exit_code == 2
 
 
+def test_a_variant_may_say_how_else_it_is_drawn(tmp_path):
+    own = tmp_path / "own.yaml"
+    few = ["--size", "quick", "--steps", 3, "--scenes", 1, "--results", tmp_path / "r"]
+    text = (
+        "method: merge\nsuite: pairs\nvariants:\n  default: {}\n"
+        "  fast: {run: {steps: 2, scheduler: UniPC, dtype: bfloat16}, rule: sum}\n"
+    )
+    own.write_text(text)
+    found = json.loads(told("ablation", own, "--run", *few, "--json"))
+    assert [found[name]["cost"]["calls"] for name in ("default", "fast")] == [3, 2]
+    (job,) = ablation_jobs(read_ablation(str(own)), "quick", first=1)["fast"]
+    assert (job.steps, job.scheduler, job.dtype) == (2, "unipc", "bfloat16")
+    for wrong, message in (
+        ("stepz: 2", "'fast', run: "), ("scheduler: quick", "no scheduler 'quick'"),
+        ("dtype: int8", "'fast', run: "), ("steps: 0", "'fast', run: "),
+    ):  # fmt: skip
+        own.write_text(text.replace("steps: 2, scheduler: UniPC, dtype: bfloat16", wrong))
+        out = bench("ablation", own, *few)
+        assert out.exit_code == 2, out.stdout
+        assert message in " ".join(out.stderr.split()), out.stderr
+
+
 def test_every_ablation_that_ships_has_settings_that_exist():
     for name in ablation_names():
         ablation = read_ablation(name)
