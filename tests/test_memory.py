@@ -10,10 +10,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import loraweave
 from loraweave import MethodError, SceneError
 from loraweave.backbone.sd1 import StableDiffusion1
+from loraweave.denoise.composition import frozen
 from loraweave.denoise.executor import MemoryMode
 from loraweave.memory.live_bytes import LiveBytes
 from loraweave.memory.measured import peak_memory
-from loraweave.memory.plan import ALLOWANCE, Needs, Plan, choose, needs, offloaded, read_bytes
+from loraweave.memory.plan import ALLOWANCE, Needs, Plan, choose, kept_to, needs, read_bytes
+from loraweave.methods import get_method
 from prepared import PROMPT, engine
 from tiny import tiny_pipeline
 
@@ -62,13 +64,22 @@ def test_live_bytes_are_what_is_alive_at_once():
 
 
 @pytest.mark.parametrize(
-    ("text", "found"), [("6GB", 6 * 10**9), ("1.5GiB", 3 * 2**29), (" 800MB ", 8 * 10**8), (7, 7)]
+    ("text", "found"),
+    [
+        ("6GB", 6 * 10**9),
+        ("1.5GiB", 3 * 2**29),
+        (" 800MB ", 8 * 10**8),
+        (7, 7),
+        (6.5e9, 6_500_000_000),
+    ],
 )
 def test_sizes_are_read(text, found):
     assert read_bytes(text) == found
 
 
-@pytest.mark.parametrize("text", ["", "much", "6", "-1GB", "0GB", 0, -5, "6 apples"])
+@pytest.mark.parametrize(
+    "text", ["", "much", "6", "-1GB", "0GB", 0, -5, "6 apples", "infGB", "1e400GB", float("inf")]
+)
 def test_what_is_no_size_is_said(text):
     with pytest.raises(SceneError, match="is no size; write 6GB"):
         read_bytes(text)
@@ -107,33 +118,37 @@ def chosen(limit, gradients=True, device="cuda", in_use=1000):
 
 
 def test_the_least_is_given_up_that_suffices():
-    none = MemoryMode()
+    none = MemoryMode(limited=True)
     free = 1000 + 256
     assert chosen(free + 3960) == Plan(none, False, "no", (free + 3960) * MIB)  # 6 * 600 * 1.1
     fewer = chosen(free + 3959)
-    assert fewer.mode == MemoryMode(graph_rows=5)
+    assert fewer.mode == MemoryMode(graph_rows=5, limited=True)
     assert not fewer.tiling
     lean = chosen(free + 1319)  # 2 * 600 * 1.1 does not fit
-    assert lean.mode == MemoryMode(None, 5, True)
+    assert lean.mode == MemoryMode(None, 5, True, True)
     assert not lean.tiling
     assert chosen(free + 989).tiling  # 900 * 1.1 does not fit
-    assert chosen(free + 659, gradients=False).mode == MemoryMode(5)  # 6 * 100 * 1.1
-    assert chosen(free + 440).mode == MemoryMode(4, 2, True)
+    assert chosen(free + 659, gradients=False).mode == MemoryMode(5, limited=True)  # 6 * 100 * 1.1
+    assert chosen(free + 440).mode == MemoryMode(4, 2, True, True)
     for plan in (fewer, lean):
         assert plan.expected <= free * MIB + 3959 * MIB
 
 
 def test_weights_wait_on_the_host_where_nothing_else_helps():
     pipe = tiny_pipeline()
-    text, _, vae = (
+    text, unet, _ = (
         sum(x.numel() * x.element_size() for x in (*model.parameters(), *model.buffers()))
         for model in (pipe.text_encoder, pipe.unet, pipe.vae)
     )
     least = 1000 + 256 + 440
+    without = 1000 + 256 + 330  # two rows of a call, or a picture in tiles
     assert chosen(least).offload == "no"
-    for limit, offload in ((least * MIB - 1, "models"), (least * MIB - text - vae - 1, "layers")):
+    for limit, offload, gradients in (
+        (least * MIB - 1, "models", True),
+        (without * MIB - text - unet - 1, "layers", False),
+    ):
         plan = choose(
-            limit, MIB_OF, pipe=pipe, device=torch.device("cuda"), rows=6, gradients=True,
+            limit, MIB_OF, pipe=pipe, device=torch.device("cuda"), rows=6, gradients=gradients,
             in_use=1000 * MIB,
         )  # fmt: skip
         assert plan.offload == offload
@@ -148,10 +163,13 @@ def test_too_little_is_an_error_that_says_what_is_needed(device):
 
 @pytest.mark.parametrize("offload", ["models", "layers"])
 def test_offloaded_models_draw_the_same_and_come_back(loras, offload):
-    pipe, cpu = tiny_pipeline(), torch.device("cpu")
+    pipe = tiny_pipeline()
     expected = draw(pipe, loras).images
     before = {k: v.clone() for k, v in pipe.unet.state_dict().items()}
-    with offloaded(pipe, offload, cpu):
+    objects = [id(p) for p in pipe.unet.parameters()]
+    plan = Plan(MemoryMode(), True, offload, 0)
+    with frozen(pipe.unet), kept_to(plan, StableDiffusion1(pipe)):
+        assert pipe.vae.use_tiling
         assert any(hasattr(m, "_hf_hook") for m in pipe.unet.modules())
         found = draw(pipe, loras).images
         with pytest.raises(SceneError, match="offloaded already"):
@@ -159,7 +177,10 @@ def test_offloaded_models_draw_the_same_and_come_back(loras, offload):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     assert not any(hasattr(m, "_hf_hook") for m in pipe.unet.modules())
     assert all(torch.equal(v, before[k]) for k, v in pipe.unet.state_dict().items())
+    assert [id(p) for p in pipe.unet.parameters()] == objects
+    assert all(p.requires_grad for p in pipe.unet.parameters())
     assert torch.equal(draw(pipe, loras).images, expected)
+    assert not pipe.vae.use_tiling
 
 
 def draw(pipe, loras, method="clora", **changes):
@@ -177,6 +198,7 @@ def test_a_limit_changes_no_picture_and_says_what_it_chose(double, loras, method
     wide = draw(double, loras, method, max_memory="900GB")
     assert "nothing has to be given up" in wide.info["notes"][-1]
     monkeypatch.setattr("loraweave.memory.plan.memory_in_use", lambda device: 0)
+    monkeypatch.setattr("loraweave.memory.plan._of_adapter", lambda adapter: 0)
     free = {"cpu": dict.fromkeys(ALLOWANCE["cpu"], (1.0, 0))}
     monkeypatch.setattr("loraweave.memory.plan.ALLOWANCE", free)
     with pytest.raises(SceneError, match="needs about"):
@@ -191,6 +213,50 @@ def test_a_limit_changes_no_picture_and_says_what_it_chose(double, loras, method
     for one in (wide, tight):
         torch.testing.assert_close(one.images, expected.images, atol=1e-9, rtol=0)
     assert tight.info["calls"] >= expected.info["calls"]
+
+
+def test_pictures_that_are_decoded_at_once_need_as_much_each():
+    most = Needs(call=MIB, graph=MIB, lean=MIB, decoding=900 * MIB, tiled=300 * MIB)
+    for pictures, tiles in ((1, False), (3, True)):
+        plan = choose(
+            2000 * MIB, most, pipe=tiny_pipeline(), device=torch.device("cuda"), rows=6,
+            gradients=False, in_use=0, pictures=pictures,
+        )  # fmt: skip
+        assert plan.tiling == tiles
+
+
+def test_layers_stay_where_graphs_would_keep_them():
+    pipe, limit = tiny_pipeline(), (1000 + 256 + 440) * MIB
+    weights = sum(p.numel() * p.element_size() for p in pipe.unet.parameters())
+    with pytest.raises(SceneError, match="too little"):
+        choose(
+            limit - 10 * weights, MIB_OF, pipe=pipe, device=torch.device("cuda"), rows=6,
+            gradients=True, in_use=1000 * MIB,
+        )  # fmt: skip
+
+
+def test_what_changes_with_tiles_and_what_does_not_is_recorded(pipe, loras, monkeypatch):
+    plain = draw(pipe, loras, "merge")
+    limited = draw(pipe, loras, "merge", max_memory="900GB")
+    assert limited.info["texts"] == plain.info["texts"], "nothing more was read"
+    assert limited.info["caveats"] == plain.info["caveats"]
+    plan = Plan(MemoryMode(limited=True), True, "no", 0)
+    monkeypatch.setattr("loraweave.api.planned", lambda *a, **k: (plan, "tiles"))
+    tiled = draw(pipe, loras, "merge", max_memory="900GB")
+    assert "tiles" in tiled.info["caveats"][0]
+
+
+def test_a_method_without_gradients_says_that_checkpointing_saves_nothing(pipe, loras):
+    assert "saves nothing" in draw(pipe, loras, "weave", checkpointing=True).info["notes"][-1]
+    notes = draw(pipe, loras, "clora", checkpointing=True).info["notes"]
+    assert not any("saves nothing" in note for note in notes)
+    for name, settings, takes in (
+        ("clora", {}, True), ("clora", {"max_update_step": 0}, False), ("weave", {}, False),
+        ("lora_composer", {}, True), ("lora_composer", {"max_updates": 0}, False),
+        ("regional", {}, False), ("regional", {"guidance": "boxdiff"}, True), ("conform", {}, True),
+        ("attend_and_excite", {}, True),
+    ):  # fmt: skip
+        assert get_method(name, settings).takes_gradients is takes
 
 
 def test_what_excludes_the_limit_is_said(pipe, loras):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import loraweave
 from loraweave import MethodError
@@ -75,6 +76,15 @@ def test_stale_noise_of_a_shared_half_is_the_same_in_one_graph_or_many(double, l
     ("settings", "more", "words"),
     [
         ({"frozen": "owner"}, {}, "mask_until=25"),
+        ({"mask_until": 1, "mask_from": 3}, {}, "no masks yet that could freeze at step 1"),
+        ({"mask_until": 1, "masks": False}, {}, "no masks yet"),
+        ({"mask_until": 1, "frozen": "owner", "unconditional": "shared"}, {}, "unconditional=own"),
+        (
+            {"mask_until": 1, "frozen": "owner", "noise": "stale", "max_update_step": 2},
+            {},
+            "max_update_step=2 up",
+        ),
+        ({"update_every": 2, "update_at": "listed"}, {}, "use one of the two"),
         ({"unconditional": "shared", "base_pass": False}, {}, "base_pass=true"),
         ({"unconditional": "shared"}, {"negative_prompts": {"a": "snow"}}, "'a' has one"),
         ({"mask_until": 0}, {}, "mask_until"),
@@ -84,3 +94,24 @@ def test_stale_noise_of_a_shared_half_is_the_same_in_one_graph_or_many(double, l
 def test_what_does_not_fit_together_is_said(pipe, loras, settings, more, words):
     with pytest.raises(MethodError, match=words):
         draw(pipe, loras, settings, **more)
+
+
+def test_an_owner_without_a_place_is_said_before_anything_is_drawn(pipe, loras, tmp_path):
+    timed = tmp_path / "timed.safetensors"
+    layer = "lora_unet_time_embedding_linear_1"
+    out, into = pipe.unet.time_embedding.linear_1.weight.shape
+    more = {f"{layer}.lora_down.weight": torch.ones(1, into),
+            f"{layer}.lora_up.weight": torch.ones(out, 1)}  # fmt: skip
+    save_file({**load_file(loras["a"]), **more}, timed)
+    steps = []
+
+    def callback(pipe, i, t, values):
+        steps.append(i)
+        return values
+
+    with pytest.raises(MethodError, match="use frozen=passes"):
+        draw(
+            pipe, {**loras, "a": timed}, {"mask_until": 2, "frozen": "owner"},
+            callback_on_step_end=callback,
+        )  # fmt: skip
+    assert steps == []

@@ -2,14 +2,26 @@
 
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from diffusers import (
+    DDIMScheduler,
+    DEISMultistepScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    LMSDiscreteScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from typer.testing import CliRunner
 
 import loraweave
-from loraweave import SceneError
+from loraweave import MethodError, SceneError
 from loraweave.cli import app
+from loraweave.denoise.loop import StepScheduler
 from loraweave.output import read_png_record
 from loraweave.scene import Scene
 from loraweave.schedulers import SCHEDULERS, scheduler_for, scheduler_name
@@ -18,28 +30,88 @@ from tiny import tiny_pipeline
 
 
 def draw(pipe, loras, **changes):
-    return loraweave.compose(
-        pipe, PROMPT, loras=loras, num_inference_steps=4, output_type="latent", progress=False,
-        **{"method": "merge"} | changes,
-    )  # fmt: skip
+    given = {"method": "merge", "num_inference_steps": 4, "output_type": "latent"}
+    return loraweave.compose(pipe, PROMPT, loras=loras, progress=False, **given | changes)
+
+
+SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
+            "timestep_spacing": "leading", "steps_offset": 1}  # fmt: skip
+BY_HAND = {
+    "ddim": lambda: DDIMScheduler(clip_sample=False, set_alpha_to_one=False, **SCHEDULE),
+    "pndm": lambda: PNDMScheduler(skip_prk_steps=True, **SCHEDULE),
+    "lms": lambda: LMSDiscreteScheduler(**SCHEDULE),
+    "euler": lambda: EulerDiscreteScheduler(**SCHEDULE),
+    "euler_karras": lambda: EulerDiscreteScheduler(use_karras_sigmas=True, **SCHEDULE),
+    "euler_a": lambda: EulerAncestralDiscreteScheduler(**SCHEDULE),
+    "heun": lambda: HeunDiscreteScheduler(**SCHEDULE),
+    "dpm++_2m": lambda: DPMSolverMultistepScheduler(**SCHEDULE),
+    "dpm++_2m_karras": lambda: DPMSolverMultistepScheduler(use_karras_sigmas=True, **SCHEDULE),
+    "dpm++_2m_sde": lambda: DPMSolverMultistepScheduler(
+        algorithm_type="sde-dpmsolver++", **SCHEDULE
+    ),
+    "dpm++_2m_sde_karras": lambda: DPMSolverMultistepScheduler(
+        algorithm_type="sde-dpmsolver++", use_karras_sigmas=True, **SCHEDULE
+    ),
+    "deis": lambda: DEISMultistepScheduler(**SCHEDULE),
+    "unipc": lambda: UniPCMultistepScheduler(**SCHEDULE),
+}
+BASES = {
+    "ddim": lambda: DDIMScheduler(**SCHEDULE),
+    "pndm": lambda: PNDMScheduler(**SCHEDULE),
+    "sde karras": BY_HAND["dpm++_2m_sde_karras"],
+}
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_it_is_the_pipeline_with_that_scheduler_whatever_it_came_with(loras, name, base):
+    pipe = tiny_pipeline()
+    pipe.scheduler = own = BASES[base]()
+    for steps in (1, 2, 3, 4):
+        pipe.scheduler = own
+        seed = {"generator": torch.Generator().manual_seed(1), "num_inference_steps": steps}
+        found = draw(pipe, loras, scheduler=name, **seed)
+        assert pipe.scheduler is own
+        pipe.scheduler = BY_HAND[name]()
+        seed["generator"].manual_seed(1)
+        expected = draw(pipe, loras, **seed)
+        assert torch.equal(found.images, expected.images)
+        assert found.info["base"]["scheduler"] == type(pipe.scheduler).__name__
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_it_is_the_pipeline_with_that_scheduler(loras, name):
-    pipe = tiny_pipeline()
-    own = pipe.scheduler
-    found = draw(pipe, loras, scheduler=name)
-    assert pipe.scheduler is own
-    pipe.scheduler = scheduler_for(name, own)
-    expected = draw(pipe, loras)
-    assert torch.equal(found.images, expected.images)
-    assert found.info["base"] == expected.info["base"]
-    assert found.info["base"]["scheduler"] == SCHEDULERS[name][0]
+def test_what_moves_the_latents_is_never_lost(name):
+    """Moved before the third of six steps: the picture moves along, or it is an error."""
+    own, ends = tiny_pipeline().scheduler, []
+    if name == "heun":
+        with pytest.raises(MethodError, match="such as dpm"):
+            StepScheduler(scheduler_for(name, own), 6, torch.device("cpu"), None, moved=True)
+        return
+    for by in (0, 1):
+        scheduler = StepScheduler(
+            scheduler_for(name, own), 6, torch.device("cpu"), torch.Generator().manual_seed(0),
+            moved=True,
+        )  # fmt: skip
+        z = scheduler.initial(torch.ones(1, 4, 8, 8, dtype=torch.float64))
+        for i, t in enumerate(scheduler.timesteps):
+            z = z + by * (i == 3)
+            z = scheduler.step(0.1 * scheduler.scale(z, t), t, z)
+        ends.append(z)
+    assert (ends[1] - ends[0]).mean() > 0.5
+
+
+def test_guided_methods_say_which_schedulers_lose_what_they_do(pipe, loras):
+    for method, settings in (("clora", {}), ("attend_and_excite", {})):
+        with pytest.raises(MethodError, match="HeunDiscreteScheduler takes its second"):
+            draw(pipe, loras, method=method, settings=settings, scheduler="heun")
+    draw(pipe, loras, method="clora", settings={"max_update_step": 0}, scheduler="heun")
+    draw(pipe, loras, method="weave", scheduler="heun")
 
 
 def test_each_name_is_another_sampler_with_the_bases_own_noise_schedule():
     own = tiny_pipeline().scheduler
     made = {name: scheduler_for(name, own) for name in SCHEDULERS}
+    assert set(made) == set(BY_HAND)
     settings = {(type(one).__name__, str(dict(one.config))) for one in made.values()}
     assert len(settings) == len(SCHEDULERS)
     for one in made.values():
@@ -92,6 +164,8 @@ def test_the_command_line_records_it_and_draws_it_again(base_folder, lora_files,
     record = read_png_record(out)
     assert record["scene"]["scheduler"] == "dpm++_2m"
     assert record["base"]["scheduler"] == "DPMSolverMultistepScheduler"
+    with Image.open(out) as image:
+        assert "Sampler: DPM++ 2M," in image.info["parameters"]
     again = tmp_path / "two.png"
     result = generate("--from", out, "-o", again)
     assert (result.exit_code, result.stderr) == (0, ""), result.stderr

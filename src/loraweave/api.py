@@ -207,15 +207,17 @@ def compose(
         every = {**adapters, **method.extra_adapters(scene, adapters)}
         composed = stack.enter_context(composition(scene, backbone, every, masks_at_hand))
         followed, condition_records = prepare(composed, at_hand, allow_pickle)
-        mode = MemoryMode(pass_batch, checkpointing=checkpointing)
+        mode, tiles = MemoryMode(pass_batch, checkpointing=checkpointing), False
         if max_memory is not None:
-            text = composed.make_pass((), background=True).states
+            most = 1 if auto_regions else min(batch_size, len(sources))
             plan, chosen = planned(
-                max_memory, backbone, *size, text[0], gradients=method.takes_gradients,
-                rows=2 * (len(composed.concepts) + 1) * min(batch_size, len(sources)),
+                max_memory, composed, *size, gradients=method.takes_gradients, pictures=most,
+                rows=2 * (len(composed.concepts) + 1) * most,
             )  # fmt: skip
             stack.enter_context(kept_to(plan, backbone))
-            mode, notes = plan.mode, [*notes, chosen]
+            mode, notes, tiles = plan.mode, [*notes, chosen], plan.tiling
+        if checkpointing and not method.takes_gradients:
+            notes.append(f"{method.name} takes no gradients here, so checkpointing saves nothing")
         executor = stack.enter_context(executing(composed, mode, followed))
         method.check(composed)
         given = dict(composed.regions)
@@ -224,7 +226,7 @@ def compose(
         for part in _batches(sources, 1 if auto_regions else batch_size):
             caveats += [
                 _caveat(pipe, scene, own_generator, own_latents, callback_on_step_end,
-                        masks_at_hand, len(part) > 1, at_hand)
+                        masks_at_hand, len(part) > 1, at_hand, tiles)
                 for own_generator, own_latents in part
             ]  # fmt: skip
             noise = torch.cat([
@@ -234,7 +236,9 @@ def compose(
             ])  # fmt: skip
             if auto_regions:
                 generators = [g for g, _ in part]  # of one picture
-                found = lay_out(executor, _scheduler(executor, generators), noise, generators[0])
+                found = lay_out(
+                    executor, _scheduler(executor, generators, method), noise, generators[0]
+                )
                 composed.regions = {**given, **{name: [found[name]] for name in lacking}}
                 boxes.append({name: found[name].model_dump(mode="json") for name in lacking})
             z, trace = _draw(executor, method, scene, noise, [g for g, _ in part],
@@ -286,7 +290,7 @@ def _draw(
     executor: Executor, method: Method, scene: Scene, noise: Tensor,
     generators: list[torch.Generator | None], callback, progress: bool,
 ) -> tuple[Tensor, Trace]:  # fmt: skip
-    pipe, scheduler = executor.backbone.pipe, _scheduler(executor, generators)
+    pipe, scheduler = executor.backbone.pipe, _scheduler(executor, generators, method)
     stages = method.stages(executor.composition, executor, scheduler)
 
     def on_step(i: int, t: Tensor, z: Tensor) -> Tensor:
@@ -303,12 +307,16 @@ def _draw(
     return z, stages[-1].trace
 
 
-def _scheduler(executor: Executor, generators: list[torch.Generator | None]) -> StepScheduler:
+def _scheduler(
+    executor: Executor, generators: list[torch.Generator | None], method: Method
+) -> StepScheduler:
     """A new one for a run of these pictures, with one generator or one for each picture."""
     backbone, scene = executor.backbone, executor.composition.scene
     generator = generators[0] if len({id(g) for g in generators}) == 1 else generators
     own = scheduler_for(scene.scheduler, backbone.pipe.scheduler)
-    return StepScheduler(own, scene.num_inference_steps, backbone.device, generator)
+    return StepScheduler(
+        own, scene.num_inference_steps, backbone.device, generator, method.takes_gradients
+    )
 
 
 def _batches(sources: list, size: int) -> list[list]:
@@ -365,7 +373,7 @@ def _seed(scene: Scene, generator: torch.Generator | None) -> int:
 def _caveat(
     pipe: StableDiffusionPipeline, scene: Scene, generator: torch.Generator | None,
     latents: Tensor | None, callback: Any, masks: Mapping[str, Any], in_batch: bool,
-    pictures: Sequence[Given] = (),
+    pictures: Sequence[Given] = (), tiles: bool = False,
 ) -> str | None:  # fmt: skip
     """Why a picture's record is not enough to make it again; None if it is."""
     if latents is not None:
@@ -384,6 +392,8 @@ def _caveat(
         return f"the masks of {', '.join(masks)} were given by a program"
     if pictures:
         return "the picture of a condition was given by a program"
+    if tiles:
+        return "it was decoded in tiles, so one decoded whole differs at their seams"
     if in_batch:
         return "it was drawn in a batch, so one drawn alone differs by rounding"
     own = {one.name for one in (*scene.concepts, *scene.styles)}

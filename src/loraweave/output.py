@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .errors import SceneError
 from .files import write_atomically
+from .schedulers import SCHEDULERS
 
 LIBRARIES = ("loraweave", "torch", "diffusers", "transformers")
 JSON_KEY = "loraweave"
@@ -148,7 +149,9 @@ def _parameters(image: Image.Image, record: Mapping[str, Any]) -> str:
     )
     values = {
         "Steps": scene["num_inference_steps"],
-        "Sampler": record["base"].get("scheduler", "").removesuffix("Scheduler"),
+        "Sampler": SCHEDULERS[named].label
+        if (named := scene.get("scheduler")) in SCHEDULERS
+        else record["base"].get("scheduler", "").removesuffix("Scheduler"),
         "CFG scale": scene["guidance_scale"],
         "Seed": scene["seed"],
         "Size": f"{image.width}x{image.height}",

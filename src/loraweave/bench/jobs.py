@@ -104,16 +104,17 @@ class Job:
 
     def description(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        settings = {
-            k: v for k, v in self.settings.items()
-            if k not in LATER_SETTINGS or v != LATER_SETTINGS[k]
-        }  # fmt: skip
-        flat = {**asdict(self), **asdict(self.scene), "settings": settings}
+        flat = {**asdict(self), **asdict(self.scene), "settings": told_settings(self.settings)}
         del flat["scene"]
         if self.suite in suite_names():  # which says whether it is placed
             del flat["placed"]
         told = {k: v for k, v in flat.items() if k not in LATER or v != LATER[k]}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in told.items()}
+
+
+def told_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that a key has: all but what it is older than."""
+    return {k: v for k, v in settings.items() if k not in LATER_SETTINGS or v != LATER_SETTINGS[k]}
 
 
 class MiniatureDrawer:

@@ -34,6 +34,7 @@ from ..miniature.scene_judge import Findings
 from ..output import ComposeOutput
 from ..prompt import pass_prompt
 from ..scene import Scene
+from .jobs import told_settings
 from .manifests import check, read_manifest
 
 ENDS = 1 << 16
@@ -126,9 +127,12 @@ class RealJob:
         """Plain data for JSON. Where files are on a machine is left out: hashes say which."""
         own = {name: lora.model_dump(mode="json", exclude={"path"})
                for name, lora in self.scene.loras.items()}  # fmt: skip
+        scene = {**self.scene.model_dump(mode="json"), "loras": own}
+        if scene["scheduler"] is None:  # keys of former results are older
+            del scene["scheduler"]
         return {
-            "suite": self.suite, "method": self.method, "settings": dict(self.settings),
-            "scene": {**self.scene.model_dump(mode="json"), "loras": own},
+            "suite": self.suite, "method": self.method, "settings": told_settings(self.settings),
+            "scene": scene,
             "names": [concept.name for concept in self.scene.concepts],
             "loras": dict(self.loras), "package": self.package, "device": self.device,
             **self.setting.contents(),

@@ -100,7 +100,7 @@ def report_all(
     return _compared(by_method, Counter(), folder, against or next(iter(by_method), None))
 
 
-_SCENE = ("width", "height", "num_inference_steps", "guidance_scale")
+_SCENE = ("width", "height", "num_inference_steps", "guidance_scale", "scheduler")
 """What methods share of a manifest's scene; some have no regions."""
 
 

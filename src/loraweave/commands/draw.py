@@ -200,6 +200,7 @@ class _Drawer:
         self.pipe = load_model(job.base, dtype, device)
         self.judge = judge_for(job)
         self.done: list[dict[str, Any]] = []
+        self.told: set[str] = set()
 
     def draw(self, method: str, seed: int) -> Any:
         """One picture as a `ComposeOutput`."""
@@ -215,7 +216,8 @@ class _Drawer:
             if lora.get("dropped") and not self.done:
                 typer.echo(f"note: {name!r} was used without {len(lora['dropped'])} of its tensors",
                            err=True)  # fmt: skip
-        notes = [] if self.done else list(output.info["notes"])
+        notes = [note for note in output.info["notes"] if note not in self.told]
+        self.told.update(notes)
         if self.job.record and not self.done:
             notes += differences(self.job.record, output.info)
         if output.info["nsfw"][0]:

@@ -72,6 +72,7 @@ def ablation(
     failed = []
     if run_first:
         each = [job for own in zip(*jobs.values()) for job in own]
+        each.sort(key=lambda job: str(job.setting))  # a worker has one model at a time
         failed = run_jobs(each, results, workers=workers)["failed"]
     for job in failed:
         typer.echo(f"failed: {job['method']}, {job['scene']}: {job['fault']}", err=True)

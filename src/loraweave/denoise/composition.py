@@ -92,6 +92,13 @@ class Composition:
         """Whose LoRAs read each text so far; a negative one was read with each."""
         return [names for names, _ in self._texts.values()]
 
+    def text_like(self) -> Float[Tensor, "T D"]:
+        """States of the shape that all texts have."""
+        former = dict(self._texts)  # what is encoded for the picture is noted down, this is not
+        states = self.make_pass((), background=True).states[0]
+        self._texts = former
+        return states
+
     def passes(self) -> list[Pass]:
         """Pass 0 without concepts, then one pass for each concept: P = N + 1.
 

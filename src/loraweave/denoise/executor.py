@@ -114,11 +114,14 @@ class MemoryMode:
         graph_rows: most rows of one graph; if all are more, each has one pass of one picture.
         checkpointing: a graph keeps the edges of the denoiser's blocks only; what is between them
             is computed again for the gradient.
+        limited: there is a limit that all of this was chosen for, so no graph may be larger than
+            that of the maps.
     """
 
     pass_batch: int | None = None
     graph_rows: int | None = None
     checkpointing: bool = False
+    limited: bool = False
 
 
 class Executor:

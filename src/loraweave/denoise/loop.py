@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import SceneError
+from ..errors import MethodError, SceneError
 from ..progress import progress_bar
 
 OnStep = Callable[[int, Tensor, Tensor], Tensor]
@@ -71,11 +71,24 @@ class Stage:
 
 
 class StepScheduler:
-    """A scheduler of its own for one run: the pipeline's is never touched."""
+    """A scheduler of its own for one run: the pipeline's is never touched.
 
-    def __init__(self, scheduler, steps: int, device: torch.device, generator):
+    Args:
+        scheduler: of diffusers; a copy is used.
+        steps, device: of the run.
+        generator: of what it draws.
+        moved: the latents are moved between its steps, so it must go on from those that it gets.
+
+    Raises:
+        SceneError: it cannot take so many steps.
+        MethodError: latents that are moved would be lost in it.
+    """
+
+    def __init__(self, scheduler, steps: int, device: torch.device, generator, moved: bool = False):
         self.inner: Any = copy.deepcopy(scheduler)
         self.inner.set_timesteps(steps, device=device)
+        if moved:
+            _keep_moves(self.inner)
         known, highest = self.inner.config.num_train_timesteps, float(self.inner.timesteps.max())
         if highest >= known:  # diffusers' own error is an index out of bounds
             raise SceneError(
@@ -149,6 +162,21 @@ def denoise(
                 if interrupted():
                     return latents
     return latents
+
+
+def _keep_moves(scheduler: Any) -> None:
+    """Some schedulers step from latents that they have kept, so what moved them would be lost."""
+    kind, config = type(scheduler).__name__, scheduler.config
+    if kind in _FROM_KEPT or (kind == "PNDMScheduler" and not config["skip_prk_steps"]):
+        raise MethodError(
+            f"{kind} takes its second evaluations from latents of its own, so what the method "
+            "does to the latents would be lost; take another scheduler, such as dpm++_2m or ddim"
+        )
+    if "disable_corrector" in config:  # UniPC's corrector goes back to the latents of before
+        scheduler.disable_corrector = list(range(len(scheduler.timesteps)))
+
+
+_FROM_KEPT = ("HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler")
 
 
 def guided(noise: Float[Tensor, "B S C h w"], scale: float) -> Float[Tensor, "B C h w"]:

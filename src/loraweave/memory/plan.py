@@ -9,7 +9,7 @@ for the seams that tiles may leave.
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -23,13 +23,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..backbone.sd1 import StableDiffusion1
 from ..denoise.checkpointing import checkpointing
+from ..denoise.composition import Composition
 from ..denoise.executor import MemoryMode
 from ..denoise.recorder import recording
 from ..errors import SceneError
+from ..lora.adapter import Adapter
 from .live_bytes import LiveBytes
 from .measured import memory_in_use
 
-MaxMemory = int | str
+MaxMemory = float | str
 Offload = Literal["no", "models", "layers"]
 ROWS = 2
 """Fewest of a call: both halves of a picture; what is needed by more is in proportion."""
@@ -107,8 +109,8 @@ def read_bytes(limit: MaxMemory) -> int:
         SceneError: not of this form.
     """
     try:
-        found = convert_file_size_to_int(limit.strip() if isinstance(limit, str) else limit)
-    except ValueError:
+        found = convert_file_size_to_int(limit.strip() if isinstance(limit, str) else int(limit))
+    except (ValueError, OverflowError):
         found = -1
     if found <= 0:
         raise SceneError(f"max_memory {limit!r} is no size; write 6GB, 5.5GiB or 800MB")
@@ -161,9 +163,11 @@ def needs(
 
 def choose(
     limit: int, found: Needs, *, pipe: StableDiffusionPipeline, device: torch.device, rows: int,
-    gradients: bool, in_use: int,
+    gradients: bool, in_use: int, pictures: int = 1,
 ) -> Plan:  # fmt: skip
     """The fastest plan that fits.
+
+    Layers do not wait on the host where there are gradients: a graph would keep their weights.
 
     Args:
         limit: bytes.
@@ -173,16 +177,20 @@ def choose(
         rows: of all that may be asked for in one call.
         gradients: whether the method takes any.
         in_use: bytes before the run, the weights that are on the device included.
+        pictures: that are decoded at once.
 
     Raises:
         SceneError: nothing fits.
     """
-    levels: tuple[Offload, ...] = ("no",) if device.type == "cpu" else ("no", "models", "layers")
+    levels: tuple[Offload, ...] = ("no",)
+    if device.type != "cpu":
+        levels = ("no", "models") if gradients else ("no", "models", "layers")
+    found = replace(found, decoding=found.decoding * pictures, tiled=found.tiled * pictures)
     least = None
     for offload in levels:
-        denoising, decoding = (
-            in_use - _away(pipe, offload, model) for model in (pipe.unet, pipe.vae)
-        )
+        # Of the picture before, the autoencoder is still there when the denoiser begins.
+        denoising = in_use - _away(pipe, offload, pipe.unet, pipe.vae)
+        decoding = in_use - _away(pipe, offload, pipe.vae)
         plan = _plan(limit, found, device, rows, gradients, denoising, decoding, offload)
         if plan.expected <= limit:
             return plan
@@ -220,23 +228,32 @@ def _plan(
         decoding + needed("tiled" if tiles else "decoding"),
     ]
     mode = MemoryMode(
-        calls if calls < rows else None, graphs if gradients and graphs < rows else None, lean
-    )
+        calls if calls < rows else None, graphs if gradients and graphs < rows else None, lean,
+        limited=True,
+    )  # fmt: skip
     return Plan(mode, tiles, offload, max(peaks))
 
 
-def _away(pipe: StableDiffusionPipeline, offload: Offload, working: nn.Module) -> int:
-    """Bytes of weights that are on the host while a model works."""
+def _away(pipe: StableDiffusionPipeline, offload: Offload, *working: nn.Module) -> int:
+    """Bytes of weights that are on the host while some models work."""
     if offload == "no":
         return 0
     every = sum(_weights(m) for m in pipe.components.values() if isinstance(m, nn.Module))
-    if offload == "models":
-        return every - _weights(working)
-    return every - max(_weights(layer) for layer in working.modules() if not [*layer.children()])
+    if offload == "models":  # a safety checker stays beside the autoencoder
+        checker = getattr(pipe, "safety_checker", None)
+        return every - sum(_weights(m) for m in (*working, checker) if m is not None)
+    layers = (layer for m in working for layer in m.modules() if not [*layer.children()])
+    return every - max(map(_weights, layers))
 
 
 def _weights(model: nn.Module) -> int:
     return sum(x.numel() * x.element_size() for x in (*model.parameters(), *model.buffers()))
+
+
+def _of_adapter(adapter: Adapter) -> int:
+    """Bytes of its factors, which are put together on the device."""
+    tensors = [x for update in adapter.unet.values() for x in vars(update).values()]
+    return sum(x.numel() * x.element_size() for x in tensors if isinstance(x, Tensor))
 
 
 @contextmanager
@@ -255,18 +272,30 @@ def offloaded(
     pipe: StableDiffusionPipeline, offload: Literal["models", "layers"], device: torch.device
 ) -> Iterator[None]:
     """Weights wait on the host and come to the device to work; they are there again on exit."""
-    models = [m for m in pipe.components.values() if isinstance(m, nn.Module)]
+    parts = pipe.components
+    order = [parts["text_encoder"], parts["unet"], parts["vae"]]  # as they work
+    models = order + [m for m in parts.values() if isinstance(m, nn.Module) and m not in order]
+    owned = [
+        (module._parameters if kind == "p" else module._buffers, name, tensor)
+        for model in models for module in model.modules()
+        for kind, own in (("p", module._parameters), ("b", module._buffers))
+        for name, tensor in own.items() if tensor is not None
+    ]  # fmt: skip
     try:
         before = None
         for model in models:
             if offload == "models":
                 _, before = cpu_offload_with_hook(model, device, before)
             else:
+                model.to("cpu")
                 cpu_offload(model, device, offload_buffers=True)
         yield
     finally:
         for model in models:
             remove_hook_from_submodules(model)
+        for where, name, tensor in owned:  # accelerate made new ones in their places
+            where[name] = tensor
+        for model in models:
             model.to(device)
 
 
@@ -282,15 +311,17 @@ def tiling(vae: nn.Module, on: bool) -> Iterator[None]:
 
 
 def planned(
-    limit: MaxMemory, backbone: StableDiffusion1, width: int, height: int,
-    states: Float[Tensor, "T D"], *, rows: int, gradients: bool,
+    limit: MaxMemory, composition: Composition, width: int, height: int, *, rows: int,
+    gradients: bool, pictures: int,
 ) -> tuple[Plan, str]:  # fmt: skip
     """The plan for a picture, and what it chose in words; see `choose`.
+
+    Models that a method has beside the base, such as a segmenter, are not foreseen.
 
     Raises:
         SceneError: the limit is no size, too little, or the weights are somewhere else already.
     """
-    most = read_bytes(limit)
+    most, backbone = read_bytes(limit), composition.backbone
     models = [m for m in backbone.pipe.components.values() if isinstance(m, nn.Module)]
     if any(hasattr(m, "_hf_hook") for model in models for m in model.modules()):
         raise SceneError(
@@ -299,7 +330,8 @@ def planned(
         )
     device = backbone.device
     plan = choose(
-        most, needs(backbone, width, height, states), pipe=backbone.pipe, device=device,
-        rows=rows, gradients=gradients, in_use=memory_in_use(device),
+        most, needs(backbone, width, height, composition.text_like()), pipe=backbone.pipe,
+        device=device, rows=rows, gradients=gradients, pictures=pictures,
+        in_use=memory_in_use(device) + sum(map(_of_adapter, composition.adapters.values())),
     )  # fmt: skip
     return plan, plan.sentence(most)

@@ -53,8 +53,12 @@ class AttendAndExcite(Method):
     summary = "merge, with the latent moved so that no noun is forgotten"
     source = "Chefer et al., Attend-and-Excite, arXiv 2301.13826; Li et al., arXiv 2307.10864"
     passes = "1, and gradients in the first half"
-    takes_gradients = True
     Settings = AttendAndExciteSettings
+
+    @property
+    def takes_gradients(self) -> bool:
+        assert isinstance(self.settings, AttendAndExciteSettings)
+        return self.settings.max_update_step > 0
 
     def stages(
         self, composition: Composition, executor: Executor, scheduler: StepScheduler

@@ -33,7 +33,6 @@ class Method:
         name: in prompts of the command line and in records.
         summary, source: one line each.
         passes: rows of the denoiser for each half of a step, in words.
-        takes_gradients: of the denoiser, which need more memory than its calls.
         training: what has to be trained for it first, in words.
         regions: whether it takes or needs regions, in words.
         own_prompts: whether a region may have a prompt of its own.
@@ -47,7 +46,6 @@ class Method:
     summary: ClassVar[str]
     source: ClassVar[str]
     passes: ClassVar[str]
-    takes_gradients: ClassVar[bool] = False
     training: ClassVar[str] = "no"
     regions: ClassVar[str] = "no"
     own_prompts: ClassVar[bool] = False
@@ -68,6 +66,11 @@ class Method:
                 raise MethodError(_readable(self.name, self.Settings, error)) from None
         assert isinstance(own, MethodSettings)
         self.settings: MethodSettings = own
+
+    @property
+    def takes_gradients(self) -> bool:
+        """Whether it moves the latents by gradients of the denoiser, with these settings."""
+        return False
 
     @classmethod
     def capabilities(cls) -> dict[str, Any]:

@@ -128,12 +128,16 @@ class CLoRA(Method):
     summary = "attention maps pulled apart at test time, noise joined by masks"
     source = "Meral et al., CLoRA, arXiv 2403.19776"
     passes = "N + 1, and gradients in the first half"
-    takes_gradients = True
     refuses = (
         "LoRAs on the background without the base pass",
         "LoRAs of layers without places (time embedding), with frozen=owner",
     )
     Settings = CLoRASettings
+
+    @property
+    def takes_gradients(self) -> bool:
+        assert isinstance(self.settings, CLoRASettings)
+        return self.settings.max_update_step > 0
 
     def check(self, composition: Composition) -> None:
         super().check(composition)
@@ -144,11 +148,7 @@ class CLoRA(Method):
                 f"without the base pass nothing draws the background, on which "
                 f"{', '.join(behind)} should act; use base_pass=true"
             )
-        if self.settings.frozen == "owner" and self.settings.mask_until is None:
-            raise MethodError(
-                "frozen=owner is for steps with frozen masks; say from which step on with "
-                "mask_until, for example mask_until=25"
-            )
+        self._check_frozen(composition)
         if self.settings.unconditional == "shared":
             if not self.settings.base_pass:
                 raise MethodError(
@@ -160,6 +160,45 @@ class CLoRA(Method):
                     f"unconditional=shared has one negative prompt for all, but {own[0]!r} has one "
                     "of its own; use unconditional=own"
                 )
+
+    def _check_frozen(self, composition: Composition) -> None:
+        """Raise MethodError for settings that would have no effect, or half a picture drawn."""
+        settings = self.settings
+        assert isinstance(settings, CLoRASettings)
+        until, owner = settings.mask_until, settings.frozen == "owner"
+        if settings.update_every > 1 and settings.update_at == "listed":
+            raise MethodError(
+                "update_at=listed updates at refinement_steps only, so update_every has nothing to "
+                "leave out; use one of the two"
+            )
+        if owner and until is None:
+            raise MethodError(
+                "frozen=owner is for steps with frozen masks; say from which step on with "
+                "mask_until, for example mask_until=25"
+            )
+        if until is not None and (not settings.masks or until <= settings.mask_from):
+            raise MethodError(
+                f"there are no masks yet that could freeze at step {until}; use masks=true and a "
+                "mask_until above mask_from"
+            )
+        if owner and settings.unconditional == "shared":
+            raise MethodError(
+                "with frozen=owner the halves without a prompt are one call already; use "
+                "unconditional=own"
+            )
+        assert not owner or until is not None
+        if owner and settings.does("noise") == "stale" and (until or 0) < settings.max_update_step:
+            raise MethodError(
+                "frozen=owner predicts the noise after the updates; use noise=fresh, or a "
+                f"mask_until from max_update_step={settings.max_update_step} up"
+            )
+        for concept in composition.concepts if owner else ():
+            for path in composition.adapters[concept.name].unet:
+                if path.startswith("time_embedding."):
+                    raise MethodError(
+                        f"the LoRA {concept.name!r} changes {path}, which has no place in the "
+                        "picture, so no owner of a place can have it; use frozen=passes"
+                    )
 
     def stages(
         self, composition: Composition, executor: Executor, scheduler: StepScheduler
@@ -206,7 +245,8 @@ class CLoRAStage(Stage):
         for n in range(updates):
             stale = self.settings.does("noise") == "stale" and n == updates - 1
             at_once = stale and self.settings.does("halves") == "both"
-            at_once = at_once and self.settings.unconditional == "own"
+            if self.settings.unconditional == "shared" or self.executor.mode.limited:
+                at_once = False  # its graph would be of the whole forward pass
             if stale and not at_once:
                 self._stale = self._evaluate(latents, t)
             losses, gradient, seen = self.executor.gradient(

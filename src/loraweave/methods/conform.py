@@ -41,8 +41,12 @@ class Conform(Method):
     summary = "merge, with the maps of different concepts pulled apart"
     source = "Meral et al., CONFORM, arXiv 2312.06059"
     passes = "1, and gradients in the first half"
-    takes_gradients = True
     Settings = ConformSettings
+
+    @property
+    def takes_gradients(self) -> bool:
+        assert isinstance(self.settings, ConformSettings)
+        return self.settings.max_update_step > 0
 
     def stages(
         self, composition: Composition, executor: Executor, scheduler: StepScheduler

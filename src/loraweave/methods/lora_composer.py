@@ -112,11 +112,15 @@ class LoRAComposer(Method):
     summary = "each LoRA in a region, attention made to fill it and kept from the others"
     source = "Yang et al., LoRA-Composer, arXiv 2403.11627"
     passes = "1, and gradients in the first half"
-    takes_gradients = True
     regions = "needed, or left-to-right strips"
     own_prompts = True
     refuses = ("LoRAs of layers without places (time embedding), with injected=all",)
     Settings = LoRAComposerSettings
+
+    @property
+    def takes_gradients(self) -> bool:
+        assert isinstance(self.settings, LoRAComposerSettings)
+        return self.settings.max_updates > 0 or self.settings.reinitialise == "after_update"
 
     def check(self, composition: Composition) -> None:
         super().check(composition)

@@ -51,13 +51,17 @@ class Regional(Method):
     """One model for all, a text for each region."""
 
     name = "regional"
-    takes_gradients = True  # with guidance
     summary = "weighted sum of all LoRAs everywhere, each region with a text of its own"
     source = "Gu et al., Mix-of-Show, arXiv 2305.18292"
     passes = "1"
     regions = "needed, or left-to-right strips"
     own_prompts = True
     Settings = RegionalSettings
+
+    @property
+    def takes_gradients(self) -> bool:
+        assert isinstance(self.settings, RegionalSettings)
+        return self.settings.guidance != "none"
 
     def check(self, composition: Composition) -> None:
         super().check(composition)
