@@ -95,7 +95,8 @@ class TestSceneFile:
         result = run(
             "generate", scene_file, *quick, "-o", out / "a.png", "--seed", 9, "--steps", 2,
             "--guidance", 4, "--width", 40, "--height", 48, "--negative", "rain",
-            "--negative-for", "cat=grey, old fur", "--scene-set", "loras.dog.weight=0.5",
+            "--scheduler", "Euler a", "--negative-for", "cat=grey, old fur",
+            "--scene-set", "loras.dog.weight=0.5",
             "--prompt", "a [sks cat](cat) meets a [zwx dog](dog)",
             f"--lora=cat={lora_files['dog']}:0.7:0.2",
         )  # fmt: skip
@@ -104,6 +105,7 @@ class TestSceneFile:
         assert scene_of(out / "a.png") == {
             "prompt": "a [sks cat](cat) meets a [zwx dog](dog)", "seed": 9,
             "num_inference_steps": 2, "guidance_scale": 4, "width": 40, "height": 48,
+            "scheduler": "euler_a",
             "negative_prompt": "rain", "negative_prompts": {"cat": "grey, old fur"},
             "regions": {}, "prompts": {}, "conditions": [],
             "loras": {

@@ -111,7 +111,7 @@ def test_without_restart_the_layouts_steps_are_the_pictures(double, loras):
 
 def test_stages(double, loras):
     with composed_on(double, loras) as (composed, executor):
-        scheduler = loraweave.api._scheduler(executor, [None])
+        scheduler = loraweave.api._scheduler(executor, [None], get_method("weave"))
         kinds = [type(s) for s in get_method("weave").stages(composed, executor, scheduler)]
     assert kinds == [LayoutStage, WeaveStage]
 

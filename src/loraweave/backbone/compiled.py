@@ -43,4 +43,5 @@ def uncompiled(pipe: StableDiffusionPipeline) -> Iterator[bool]:
     finally:
         for part, own in parts:
             part._compiled_call_impl = own
-        vars(pipe).update(wrapped)
+        for name, model in wrapped.items():
+            vars(pipe)[name] = model
