@@ -276,9 +276,9 @@ def offloaded(
     order = [parts["text_encoder"], parts["unet"], parts["vae"]]  # as they work
     models = order + [m for m in parts.values() if isinstance(m, nn.Module) and m not in order]
     owned = [
-        (module._parameters if kind == "p" else module._buffers, name, tensor)
+        (own, name, tensor)
         for model in models for module in model.modules()
-        for kind, own in (("p", module._parameters), ("b", module._buffers))
+        for own in (module._parameters, module._buffers)
         for name, tensor in own.items() if tensor is not None
     ]  # fmt: skip
     try:

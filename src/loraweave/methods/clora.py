@@ -186,7 +186,6 @@ class CLoRA(Method):
                 "with frozen=owner the halves without a prompt are one call already; use "
                 "unconditional=own"
             )
-        assert not owner or until is not None
         if owner and settings.does("noise") == "stale" and (until or 0) < settings.max_update_step:
             raise MethodError(
                 "frozen=owner predicts the noise after the updates; use noise=fresh, or a "
