@@ -14,25 +14,25 @@ from .backbone.compiled import NOTE as COMPILED
 from .backbone.compiled import uncompiled
 from .backbone.sd1 import StableDiffusion1
 from .backbone.tokens import joint_embeddings
-from .conditioning import Given, check_conditions, given_conditions, prepare
+from .caveats import caveat, unused_weights
+from .conditioning import check_conditions, given_conditions, prepare
 from .denoise.composition import composition
 from .denoise.executor import Executor, MemoryMode, executing
 from .denoise.loop import StepScheduler, Trace, denoise
 from .errors import MethodError, SceneError
 from .laying_out import check_auto, lay_out, sorted_regions
 from .loading import base_identity, with_folder_loras, with_shipped_loras
-from .lora.adapter import Adapter
 from .lora.blocks import with_blocks
 from .lora.pipeline import gather_adapters
 from .lora.trigger import fill_triggers
 from .memory.plan import MaxMemory, kept_to, planned
 from .methods import Method, MethodSettings, get_method
+from .noise import Generator, check_latents, noise_sources, seed_of
 from .output import ComposeOutput, versions
 from .scene import Condition, LoraRef, Scene
 from .schedulers import scheduler_for
 
 LoraSource = str | Path | LoraRef
-Generator = torch.Generator | Sequence[torch.Generator] | None
 STEPS = Scene.model_fields["num_inference_steps"].default
 GUIDANCE = Scene.model_fields["guidance_scale"].default
 
@@ -183,9 +183,10 @@ def compose(
     with ExitStack() as stack:
         compiled = stack.enter_context(uncompiled(pipe))
         backbone = StableDiffusion1(pipe)
+        base = base_identity(pipe, scheduler_for(scene.scheduler, pipe.scheduler))
         size = backbone.size(scene.width, scene.height)
-        sources = _noise_sources(scene, generator, latents, num_images_per_prompt)
-        _check_latents(backbone, size, [own for _, own in sources])
+        sources = noise_sources(scene, generator, latents, num_images_per_prompt)
+        check_latents(backbone, size, [own for _, own in sources])
         loaded = {name for names in pipe.get_list_adapters().values() for name in names}
         if lora_dir is not None:
             scene = with_folder_loras(scene, lora_dir, loaded)
@@ -198,7 +199,7 @@ def compose(
         )
         stack.enter_context(backbone.tokens(joint_embeddings(adapters, backbone.tokenizer)))
         scene, notes = fill_triggers(scene, {n: a.metadata for n, a in adapters.items()})
-        notes += _unused_weights(scene, adapters) + [COMPILED] * compiled
+        notes += unused_weights(scene, adapters) + [COMPILED] * compiled
         adapters = {
             name: with_blocks(adapter, blocks)
             if (blocks := scene.loras.get(name, LoraRef()).blocks) else adapter
@@ -225,7 +226,7 @@ def compose(
         check_auto(auto_regions, method, lacking)
         for part in _batches(sources, 1 if auto_regions else batch_size):
             caveats += [
-                _caveat(pipe, scene, own_generator, own_latents, callback_on_step_end,
+                caveat(pipe, scene, own_generator, own_latents, callback_on_step_end,
                         masks_at_hand, len(part) > 1, at_hand, tiles)
                 for own_generator, own_latents in part
             ]  # fmt: skip
@@ -255,8 +256,6 @@ def compose(
                 caveats[-len(part) :] = ["it was interrupted"] * len(part)
                 break
         calls = executor.calls
-    with uncompiled(pipe):  # as it was before and after
-        base = base_identity(pipe, scheduler_for(scene.scheduler, pipe.scheduler))
     info = {
         "scene": scene.model_dump(mode="json"),
         "method": method.name,
@@ -271,7 +270,7 @@ def compose(
         "conditions": condition_records,
         "versions": versions(),
         "concepts": [concept.name for concept in scene.concepts],
-        "seeds": [_seed(scene, g) for g, _ in sources[: len(masks)]],
+        "seeds": [seed_of(scene, g) for g, _ in sources[: len(masks)]],
         "caveats": caveats,
         "regions": boxes,
         "nsfw": flags,
@@ -333,88 +332,6 @@ def _interruptible(pipe: StableDiffusionPipeline) -> Iterator[None]:
     finally:
         del pipe._interrupt
         vars(pipe).update(former)
-
-
-def _noise_sources(
-    scene: Scene, generator: Generator, latents: Tensor | None, count: int
-) -> list[tuple[torch.Generator | None, Tensor | None]]:
-    """Per picture: where its noise comes from."""
-    if isinstance(generator, Sequence):
-        if len(generator) != count:
-            raise SceneError(f"{len(generator)} generators for {count} pictures; give one for each")
-        generators = list(generator)
-    elif generator is not None:
-        generators = [generator] * count
-    else:
-        generators = [torch.Generator().manual_seed(scene.seed + n) for n in range(count)]
-    if latents is None:
-        return [(g, None) for g in generators]
-    if len(latents) != count:
-        raise SceneError(f"latents for {len(latents)} pictures where {count} are asked for")
-    return list(zip(generators, latents.split(1)))
-
-
-def _check_latents(
-    backbone: StableDiffusion1, size: tuple[int, int], given: Sequence[Tensor | None]
-) -> None:
-    shape = backbone.latent_shape(*size)
-    for own in given:
-        if own is not None and own.shape != shape:
-            raise SceneError(
-                f"latents of shape {tuple(own.shape[1:])} where a picture of {size[0]}x{size[1]} "
-                f"has {shape[1:]} (channels, height, width)"
-            )
-
-
-def _seed(scene: Scene, generator: torch.Generator | None) -> int:
-    return scene.seed if generator is None else generator.initial_seed()
-
-
-def _caveat(
-    pipe: StableDiffusionPipeline, scene: Scene, generator: torch.Generator | None,
-    latents: Tensor | None, callback: Any, masks: Mapping[str, Any], in_batch: bool,
-    pictures: Sequence[Given] = (), tiles: bool = False,
-) -> str | None:  # fmt: skip
-    """Why a picture's record is not enough to make it again; None if it is."""
-    if latents is not None:
-        return "its noise was given as latents"
-    if generator is not None:
-        fresh = torch.Generator(generator.device).manual_seed(generator.initial_seed())
-        if generator.device.type != "cpu":
-            return f"its noise was drawn on {generator.device.type}"
-        if not torch.equal(fresh.get_state(), generator.get_state()):
-            return "its generator had been used before"
-        if not 0 <= generator.initial_seed() < 2**63:
-            return "its seed is out of the range of scenes"
-    if callback is not None:
-        return "a callback took part"
-    if masks:
-        return f"the masks of {', '.join(masks)} were given by a program"
-    if pictures:
-        return "the picture of a condition was given by a program"
-    if tiles:
-        return "it was decoded in tiles, so one decoded whole differs at their seams"
-    if in_batch:
-        return "it was drawn in a batch, so one drawn alone differs by rounding"
-    own = {one.name for one in (*scene.concepts, *scene.styles)}
-    if loaded := sorted(n for n in own if scene.loras.get(n, LoraRef()).path is None):
-        return f"its LoRAs {', '.join(loaded)} were loaded in the pipeline, not given as files"
-    active = pipe.get_active_adapters() if pipe.get_list_adapters() else []
-    if others := sorted(set(active) - own):
-        return f"the pipeline's own adapters {', '.join(others)} acted on it"
-    return None
-
-
-def _unused_weights(scene: Scene, adapters: Mapping[str, Adapter]) -> list[str]:
-    """A sentence about each LoRA that has a weight for a text encoder but no part for it."""
-    words = (*scene.parsed.concepts, *scene.parsed.styles)
-    given = {one.name for one in words if one.text_encoder_weight}
-    given |= {n for n, ref in scene.loras.items() if ref.text_encoder_weight != ref.unet_weight}
-    return [
-        f"the LoRA {name!r} has no part for the text encoder, so its weight there changes nothing"
-        for name in sorted(given)
-        if name in adapters and not adapters[name].text_encoder
-    ]
 
 
 def _check_output(output_type: str, count: int) -> None:

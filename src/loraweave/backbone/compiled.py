@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from diffusers import StableDiffusionPipeline
-from torch import nn
+
+from .sd1 import models_of
 
 NOTE = (
     "the pipeline is compiled; with LoRAs that come and go that would begin anew for each picture, "
@@ -25,9 +26,7 @@ def uncompiled(pipe: StableDiffusionPipeline) -> Iterator[bool]:
     That is `torch.compile(pipe.unet)`, `pipe.unet.compile()` and diffusers'
     `pipe.unet.compile_repeated_blocks()`.
     """
-    models = {
-        name: m for name, m in getattr(pipe, "components", {}).items() if isinstance(m, nn.Module)
-    }
+    models = models_of(pipe)
     wrapped = {name: m for name, m in models.items() if hasattr(m, "_orig_mod")}
     for name, model in wrapped.items():
         vars(pipe)[name] = model._orig_mod

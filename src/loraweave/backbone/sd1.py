@@ -15,7 +15,7 @@ from diffusers import StableDiffusionPipeline
 from diffusers.models.attention_processor import Attention
 from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import MethodError, SceneError
 from ..prompt import PassPrompt, Span
@@ -32,6 +32,12 @@ def base_name(pipe: StableDiffusionPipeline) -> str:
     """What a pipeline's model is called: its folder's name, or `miniature`."""
     folder = Path(str(pipe.config.get("_name_or_path") or "unnamed"))
     return MINIATURE if folder.parent.parent.name == MINIATURE else folder.name
+
+
+def models_of(pipe: object) -> dict[str, nn.Module]:
+    """The models of a pipeline by name; none of what is no pipeline."""
+    parts = getattr(pipe, "components", {})
+    return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
 
 
 class StableDiffusion1:

@@ -10,7 +10,8 @@ from pydantic import Field
 from ..data_file import read_data
 from ..errors import MethodError, SceneError
 from ..lora_ref import Data
-from .jobs import DType, Job, suite_jobs
+from ..precision import DType
+from .jobs import Job, suite_jobs
 from .rates import Row
 from .report import compared, report
 from .suites import Size

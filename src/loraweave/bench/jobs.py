@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -22,6 +22,7 @@ from ..miniature.scenes import ConceptScene, Split
 from ..miniature.scoring import scorer_version
 from ..miniature.shipped import WEIGHTS, lora_file
 from ..output import ComposeOutput
+from ..precision import DType
 from ..schedulers import scheduler_name
 from .suites import SIZES, Size, read_suite, suite_names
 
@@ -35,8 +36,6 @@ LATER_SETTINGS: Mapping[str, Any] = {
 }  # fmt: skip
 """Fields, and settings of methods, that keys of former results are older than: they count where
 they are not the usual."""
-
-DType = Literal["float32", "float16", "bfloat16"]
 
 
 @dataclass(frozen=True)

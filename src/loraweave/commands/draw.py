@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import SceneError
+from ..precision import DType
 from . import conditions, options
 from .for_each import by_method
 from .job import Job, differences, judge_for, load_model, make_job
@@ -179,7 +180,7 @@ class _Drawer:
     """
 
     def __init__(
-        self, job: Job, settings: dict[str, dict[str, Any]], dtype: options.DType,
+        self, job: Job, settings: dict[str, dict[str, Any]], dtype: DType,
         device: str | None, as_json: bool, quiet: bool, auto_regions: bool, **how: Any,
     ):  # fmt: skip
         from ..memory.plan import read_bytes

@@ -10,10 +10,10 @@ import typer
 
 from ..data_file import SUFFIXES
 from ..errors import LoraError, SceneError
+from ..precision import DType
 from ..progress import silence_libraries
 from ..scene import MINIATURE, PLAIN, SHIPPED, LoraRef, Scene, scene_from_dict
 from .fields import changed
-from .options import DType
 
 DEFAULT_SEED = 7
 

@@ -3,15 +3,14 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 import yaml
 
 from ..errors import LoraError, LoraWeaveError, MethodError, SceneError
+from ..precision import DType
 from ..scene import ComponentWeights, LoraRef
-
-DType = Literal["float32", "float16", "bfloat16"]
 
 PROMPT = r"Marks each concept: 'a \[sks cat](blackcat) and a \[zwx dog](golddog:0.8)'."
 Prompt = Annotated[

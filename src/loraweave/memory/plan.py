@@ -10,7 +10,7 @@ for the seams that tiles may leave.
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import cpu_offload, cpu_offload_with_hook
@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..backbone.sd1 import StableDiffusion1
+from ..backbone.sd1 import StableDiffusion1, models_of
 from ..denoise.checkpointing import checkpointing
 from ..denoise.composition import Composition
 from ..denoise.executor import MemoryMode
@@ -238,7 +238,7 @@ def _away(pipe: StableDiffusionPipeline, offload: Offload, *working: nn.Module) 
     """Bytes of weights that are on the host while some models work."""
     if offload == "no":
         return 0
-    every = sum(_weights(m) for m in pipe.components.values() if isinstance(m, nn.Module))
+    every = sum(map(_weights, models_of(pipe).values()))
     if offload == "models":  # a safety checker stays beside the autoencoder
         checker = getattr(pipe, "safety_checker", None)
         return every - sum(_weights(m) for m in (*working, checker) if m is not None)
@@ -272,10 +272,10 @@ def offloaded(
     pipe: StableDiffusionPipeline, offload: Literal["models", "layers"], device: torch.device
 ) -> Iterator[None]:
     """Weights wait on the host and come to the device to work; they are there again on exit."""
-    parts = pipe.components
-    order = [parts["text_encoder"], parts["unet"], parts["vae"]]  # as they work
-    models = order + [m for m in parts.values() if isinstance(m, nn.Module) and m not in order]
-    owned = [
+    parts = models_of(pipe)
+    order = [parts.pop(name) for name in ("text_encoder", "unet", "vae")]  # as they work
+    models = [*order, *parts.values()]
+    owned: list[tuple[dict[str, Any], str, Tensor]] = [
         (own, name, tensor)
         for model in models for module in model.modules()
         for own in (module._parameters, module._buffers)
@@ -322,7 +322,7 @@ def planned(
         SceneError: the limit is no size, too little, or the weights are somewhere else already.
     """
     most, backbone = read_bytes(limit), composition.backbone
-    models = [m for m in backbone.pipe.components.values() if isinstance(m, nn.Module)]
+    models = models_of(backbone.pipe).values()
     if any(hasattr(m, "_hf_hook") for model in models for m in model.modules()):
         raise SceneError(
             "the pipeline is offloaded already, so max_memory has nothing to choose from; use one "

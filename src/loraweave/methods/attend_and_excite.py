@@ -55,11 +55,6 @@ class AttendAndExcite(Method):
     passes = "1, and gradients in the first half"
     Settings = AttendAndExciteSettings
 
-    @property
-    def takes_gradients(self) -> bool:
-        assert isinstance(self.settings, AttendAndExciteSettings)
-        return self.settings.max_update_step > 0
-
     def stages(
         self, composition: Composition, executor: Executor, scheduler: StepScheduler
     ) -> list["AttendAndExciteStage"]:

@@ -23,6 +23,11 @@ class MethodSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
+    @property
+    def takes_gradients(self) -> bool:
+        """Whether latents are moved by gradients of the denoiser."""
+        return False
+
 
 class Method:
     """A way to compose.
@@ -70,7 +75,7 @@ class Method:
     @property
     def takes_gradients(self) -> bool:
         """Whether it moves the latents by gradients of the denoiser, with these settings."""
-        return False
+        return self.settings.takes_gradients
 
     @classmethod
     def capabilities(cls) -> dict[str, Any]:

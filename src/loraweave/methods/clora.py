@@ -17,17 +17,13 @@ failure on an empty adapter list and its confusion of width and height are not r
 `B` pictures, `P` = N + 1 passes, `S` halves, `L` = h*w positions, `T` tokens, `E` embeddings.
 """
 
-from typing import Literal
-
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
-from pydantic import Field
+from jaxtyping import Float
 from torch import Tensor
 
-from ..denoise.composition import Composition, Pass
+from ..denoise.composition import Composition
 from ..denoise.confined import Confined
-from ..denoise.executor import Evaluation, Executor, GradientMode
+from ..denoise.executor import Evaluation, Executor
 from ..denoise.loop import Stage, StepScheduler, guided
 from ..errors import MethodError
 from ..layout.instances import Instances
@@ -44,81 +40,9 @@ from ..layout.masks import (
 )
 from ..scene import BACKGROUND
 from .base import Method
-from .stepping import Stepper, StepSettings, falling
-
-
-class CLoRASettings(StepSettings):
-    """Settings of CLoRA; the defaults are the paper's where it states them.
-
-    The step is that of `StepSettings`.
-
-    Attributes:
-        variant: `improved` or `faithful`, see the top of this file; the four after it are its
-            parts, for ablations, and as it has them if they are None.
-        halves: whose maps are read, the `conditional` half's or the mean of `both`.
-        overlaps: places that several concepts claim go to the `strongest` or are `averaged`.
-        noise: predicted after the last update (`fresh`) or before it (`stale`).
-        decay: of the step, to .7 over the run (`root`), or `none`.
-        max_update_step: the latent is updated at steps before this one; 0 for no update at all.
-        update_at: `every` step before that, as the authors' code does, or `listed`: only the
-            refinement steps, as the paper's text can be read.
-        update_every: an update at the first of these steps and at every k-th after it only; the
-            refinement steps stay.
-        refinement_steps: steps with extra updates.
-        refinements: how many extra updates there.
-        temperature: of InfoNCE.
-        masks: join the passes by masks; without, by their mean.
-        mask_from: the first step with masks; before it the passes are averaged.
-        mask_threshold: lambda, a fraction of each map's maximum.
-        mask_smoothing: sigma of a Gaussian over the maps before thresholding, in positions.
-        mask_memory: share of the former steps' maps in the maps that masks are cut from.
-        soft_edges: sigma of a Gaussian over the masks, in cells of the latent; 0 for hard edges.
-        instances: concepts of one noun get an instance each (see layout/instances.py); the
-            `improved` variant only.
-        base_pass: with the base model's pass; without it every place goes to some concept.
-        mask_until: the first step that takes the masks of the step before, as all after it do;
-            None for new masks at each step.
-        frozen: how steps with such masks are drawn: by all `passes`, joined as before, or in one
-            call in which every place is drawn by its `owner` (denoise/confined.py).
-        unconditional: each pass's `own` prediction without the prompt, or the base pass's,
-            `shared` by all.
-        gradient: one graph for all passes, one pass at a time, or whichever suits the size.
-    """
-
-    variant: Literal["improved", "faithful"] = "improved"
-    halves: Literal["conditional", "both"] | None = None
-    overlaps: Literal["strongest", "averaged"] | None = None
-    noise: Literal["fresh", "stale"] | None = None
-    decay: Literal["root", "none"] | None = None
-    max_update_step: int = Field(25, ge=0)
-    update_at: Literal["every", "listed"] = "every"
-    update_every: int = Field(1, ge=1)
-    refinement_steps: tuple[int, ...] = Field((0, 10, 20), strict=False)  # lists too
-    refinements: int = Field(20, ge=0)
-    temperature: float = Field(0.5, gt=0)
-    masks: bool = True
-    mask_from: int = Field(0, ge=0)
-    mask_threshold: float = Field(0.4, gt=0, lt=1)
-    mask_smoothing: float = Field(0.0, ge=0)
-    mask_memory: float = Field(0.0, ge=0, lt=1)
-    soft_edges: float = Field(0.0, ge=0)
-    base_pass: bool = True
-    mask_until: int | None = Field(None, ge=1)
-    frozen: Literal["passes", "owner"] = "passes"
-    unconditional: Literal["own", "shared"] = "own"
-    instances: bool = True
-    gradient: GradientMode = "auto"
-
-    def does(self, part: str) -> str:
-        """What `halves`, `overlaps`, `noise` or `decay` are, by the variant where not given."""
-        return getattr(self, part) or _PARTS[part][self.variant == "faithful"]
-
-
-_PARTS = {
-    "halves": ("conditional", "both"), "overlaps": ("strongest", "averaged"),
-    "noise": ("fresh", "stale"), "decay": ("root", "none"),
-}  # fmt: skip
-"""Of the improved variant and of the faithful one."""
+from .clora_settings import CLoRASettings
+from .contrast import concept_groups, info_nce
+from .stepping import Stepper, falling
 
 
 class CLoRA(Method):
@@ -134,11 +58,6 @@ class CLoRA(Method):
     )
     Settings = CLoRASettings
 
-    @property
-    def takes_gradients(self) -> bool:
-        assert isinstance(self.settings, CLoRASettings)
-        return self.settings.max_update_step > 0
-
     def check(self, composition: Composition) -> None:
         super().check(composition)
         assert isinstance(self.settings, CLoRASettings)
@@ -148,50 +67,15 @@ class CLoRA(Method):
                 f"without the base pass nothing draws the background, on which "
                 f"{', '.join(behind)} should act; use base_pass=true"
             )
-        self._check_frozen(composition)
+        self.settings.check()
         if self.settings.unconditional == "shared":
-            if not self.settings.base_pass:
-                raise MethodError(
-                    "unconditional=shared takes the base pass's; use base_pass=true with it"
-                )
             negative = composition.scene.negative_prompts
             if own := [c.name for c in composition.concepts if negative.get(c.name)]:
                 raise MethodError(
                     f"unconditional=shared has one negative prompt for all, but {own[0]!r} has one "
                     "of its own; use unconditional=own"
                 )
-
-    def _check_frozen(self, composition: Composition) -> None:
-        """Raise MethodError for settings that would have no effect, or half a picture drawn."""
-        settings = self.settings
-        assert isinstance(settings, CLoRASettings)
-        until, owner = settings.mask_until, settings.frozen == "owner"
-        if settings.update_every > 1 and settings.update_at == "listed":
-            raise MethodError(
-                "update_at=listed updates at refinement_steps only, so update_every has nothing to "
-                "leave out; use one of the two"
-            )
-        if owner and until is None:
-            raise MethodError(
-                "frozen=owner is for steps with frozen masks; say from which step on with "
-                "mask_until, for example mask_until=25"
-            )
-        if until is not None and (not settings.masks or until <= settings.mask_from):
-            raise MethodError(
-                f"there are no masks yet that could freeze at step {until}; use masks=true and a "
-                "mask_until above mask_from"
-            )
-        if owner and settings.unconditional == "shared":
-            raise MethodError(
-                "with frozen=owner the halves without a prompt are one call already; use "
-                "unconditional=own"
-            )
-        if owner and settings.does("noise") == "stale" and (until or 0) < settings.max_update_step:
-            raise MethodError(
-                "frozen=owner predicts the noise after the updates; use noise=fresh, or a "
-                f"mask_until from max_update_step={settings.max_update_step} up"
-            )
-        for concept in composition.concepts if owner else ():
+        for concept in composition.concepts if self.settings.frozen == "owner" else ():
             for path in composition.adapters[concept.name].unet:
                 if path.startswith("time_embedding."):
                     raise MethodError(
@@ -368,38 +252,3 @@ class CLoRAStage(Stage):
             strong.append(concept_strength(part))
         strengths = torch.stack(strong)
         return self.instances.shared_out(picture, torch.stack(found), strengths), strengths
-
-
-def concept_groups(
-    passes: list[Pass], names: list[str], first: int = 1
-) -> list[tuple[int, int, int]]:
-    """(pass, token, label) of every embedding of the loss.
-
-    Group j: the noun of concept j in every pass, and its trigger in pass j + `first`
-    (section 3.2).
-    """
-    groups = []
-    for label, name in enumerate(names):
-        for k, one in enumerate(passes):
-            own = one.words.of(name) if k == label + first else one.words.nouns[name]
-            groups += [(k, token, label) for token in own]
-    return groups
-
-
-def info_nce(
-    embeddings: Float[Tensor, "E L"], labels: Int[Tensor, " E"], temperature: float
-) -> Float[Tensor, ""]:
-    """Mean over ordered positive pairs of -log(e^(s_ap/tau) / (e^(s_ap/tau) + sum_n e^(s_an/tau))).
-
-    `s` is the cosine; negatives are all embeddings of other labels than the anchor's, and the
-    other positives are not in the denominator. Zero if there is no positive or no negative pair.
-    """
-    unit = F.normalize(embeddings, dim=1)
-    scores = unit @ unit.T / temperature  # (E, E)
-    same = labels[:, None] == labels[None, :]
-    positive = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-    if not positive.any() or same.all():
-        return (scores * 0).sum()
-    negatives = scores.masked_fill(same, -torch.inf).logsumexp(1, keepdim=True)  # (E, 1)
-    terms = torch.logaddexp(scores, negatives) - scores
-    return terms[positive].mean()

@@ -13,7 +13,7 @@ from ..denoise.composition import Composition
 from ..denoise.executor import Executor
 from ..denoise.loop import StepScheduler
 from .base import Method
-from .clora import info_nce
+from .contrast import info_nce
 from .guided_merge import GuidanceSettings, GuidedMergeStage
 
 
@@ -42,11 +42,6 @@ class Conform(Method):
     source = "Meral et al., CONFORM, arXiv 2312.06059"
     passes = "1, and gradients in the first half"
     Settings = ConformSettings
-
-    @property
-    def takes_gradients(self) -> bool:
-        assert isinstance(self.settings, ConformSettings)
-        return self.settings.max_update_step > 0
 
     def stages(
         self, composition: Composition, executor: Executor, scheduler: StepScheduler

@@ -39,6 +39,10 @@ class GuidanceSettings(StepSettings):
     smoothing: float = Field(0.5, ge=0)
     gradient: GradientMode = "auto"
 
+    @property
+    def takes_gradients(self) -> bool:
+        return self.max_update_step > 0
+
 
 class GuidedMergeStage(MergeStage):
     """A merged pass whose latents follow a loss.

@@ -97,6 +97,10 @@ class LoRAComposerSettings(LayoutSettings, StepSettings):
     soft_edges: float = Field(0.0, ge=0)
     conditions: Literal["always", "refinement"] = "always"
 
+    @property
+    def takes_gradients(self) -> bool:
+        return self.max_updates > 0 or self.reinitialise == "after_update"
+
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_the_variant(cls, data: Any) -> Any:
@@ -116,11 +120,6 @@ class LoRAComposer(Method):
     own_prompts = True
     refuses = ("LoRAs of layers without places (time embedding), with injected=all",)
     Settings = LoRAComposerSettings
-
-    @property
-    def takes_gradients(self) -> bool:
-        assert isinstance(self.settings, LoRAComposerSettings)
-        return self.settings.max_updates > 0 or self.settings.reinitialise == "after_update"
 
     def check(self, composition: Composition) -> None:
         super().check(composition)

@@ -46,6 +46,10 @@ class RegionalSettings(LayoutSettings, StepSettings):
     guidance: Literal["none", "boxdiff", "refocusing"] = "none"
     max_update_step: int = Field(25, ge=0)
 
+    @property
+    def takes_gradients(self) -> bool:
+        return self.guidance != "none"
+
 
 class Regional(Method):
     """One model for all, a text for each region."""
@@ -57,11 +61,6 @@ class Regional(Method):
     regions = "needed, or left-to-right strips"
     own_prompts = True
     Settings = RegionalSettings
-
-    @property
-    def takes_gradients(self) -> bool:
-        assert isinstance(self.settings, RegionalSettings)
-        return self.settings.guidance != "none"
 
     def check(self, composition: Composition) -> None:
         super().check(composition)
