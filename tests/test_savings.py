@@ -96,7 +96,10 @@ def test_what_does_not_fit_together_is_said(pipe, loras, settings, more, words):
         draw(pipe, loras, settings, **more)
 
 
-def test_an_owner_without_a_place_is_said_before_anything_is_drawn(pipe, loras, tmp_path):
+@pytest.mark.parametrize(
+    ("method", "settings"), [("clora", {"mask_until": 2, "frozen": "owner"}), ("weave", {})]
+)
+def test_no_place_is_said_before_anything_is_drawn(pipe, loras, tmp_path, method, settings):
     timed = tmp_path / "timed.safetensors"
     layer = "lora_unet_time_embedding_linear_1"
     out, into = pipe.unet.time_embedding.linear_1.weight.shape
@@ -109,9 +112,7 @@ def test_an_owner_without_a_place_is_said_before_anything_is_drawn(pipe, loras, 
         steps.append(i)
         return values
 
-    with pytest.raises(MethodError, match="use frozen=passes"):
-        draw(
-            pipe, {**loras, "a": timed}, {"mask_until": 2, "frozen": "owner"},
-            callback_on_step_end=callback,
-        )  # fmt: skip
+    given = {"loras": {**loras, "a": timed}, "method": method, "settings": settings}
+    with pytest.raises(MethodError, match="frozen=passes"):
+        loraweave.compose(pipe, PROMPT, **given, progress=False, callback_on_step_end=callback)
     assert steps == []

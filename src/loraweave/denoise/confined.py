@@ -23,7 +23,7 @@ from ..backbone.sites import cross_attention_sites
 from .attention import HandOver, check_plain, in_heads, put_together, replaced
 from .composition import Pass
 from .executor import Evaluation, Executor, Halves, Work, both, differentiated
-from .hooks import Weighted, level_size, resized_by_area
+from .hooks import PLACELESS, Weighted, level_size, no_place, resized_by_area
 from .recorder import LastSiteReached
 
 Place = tuple[int, Tensor | None, Tensor | None]
@@ -39,10 +39,14 @@ class Confined:
         by_query: in self-attention, too, a position works with its owner's keys and values, those
             that the owner's adapters make of all positions. Without, every position gives keys and
             values of its own owner's.
+
+    Raises:
+        MethodError: an adapter that not all owners have changes a layer that has no places.
     """
 
     def __init__(self, executor: Executor, owners: Sequence[Pass], by_query: bool = False):
         self.executor, self.owners = executor, list(owners)
+        _check_places([owner.adapters for owner in owners])
         unet = executor.backbone.unet
         self._self = [
             m for m in unet.modules() if isinstance(m, Attention) and not m.is_cross_attention
@@ -287,6 +291,20 @@ class Confined:
         return resized_by_area(self._masks.flatten(0, 1), size).view(
             *self._masks.shape[:2], positions
         )
+
+
+def _check_places(acting: Sequence[Sequence[Weighted]]) -> None:
+    """Raise MethodError now, not after steps that were drawn in vain."""
+    weights: dict[str, list[float]] = {}
+    paths: dict[str, str] = {}
+    for k, own in enumerate(acting):
+        for adapter, weight in own:
+            weights.setdefault(adapter.name, [0.0] * len(acting))[k] += weight
+            if found := next((p for p in adapter.unet if p.startswith(PLACELESS)), None):
+                paths[adapter.name] = found
+    for name, path in paths.items():
+        if len(set(weights[name])) > 1:
+            raise no_place(name, path)
 
 
 def _named(acting: Sequence[Sequence[Weighted]]) -> list[list[tuple[str, float]]]:

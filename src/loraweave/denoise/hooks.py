@@ -275,10 +275,7 @@ class AdapterHooks:
         elif out.ndim == 3 and (found := level_size(where.shape[-2:], out.shape[1])):
             size = found
         else:
-            raise MethodError(
-                f"the LoRA {name!r} changes {path}, which has no place in the picture, so it "
-                "cannot be confined to a region; use a method without regions for it"
-            )
+            raise no_place(name, path)
         key = (name, *size)
         if key not in self._acting.covers:
             self._acting.covers[key] = resized_by_area(where, size)
@@ -287,6 +284,16 @@ class AdapterHooks:
 
 
 TIME_PROJECTION = "time_emb_proj"
+PLACELESS = "time_embedding."
+"""Layers that the whole picture shares."""
+
+
+def no_place(name: str, path: str) -> MethodError:
+    """For a LoRA that should act on a part of the picture, and changes what has none."""
+    return MethodError(
+        f"the LoRA {name!r} changes {path}, which has no place in the picture, so it cannot be "
+        "confined to one; use merge, or clora with frozen=passes (its default), for it"
+    )
 
 
 def resized_by_area(masks: Tensor, size: tuple[int, int]) -> Tensor:

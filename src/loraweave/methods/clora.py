@@ -75,13 +75,6 @@ class CLoRA(Method):
                     f"unconditional=shared has one negative prompt for all, but {own[0]!r} has one "
                     "of its own; use unconditional=own"
                 )
-        for concept in composition.concepts if self.settings.frozen == "owner" else ():
-            for path in composition.adapters[concept.name].unet:
-                if path.startswith("time_embedding."):
-                    raise MethodError(
-                        f"the LoRA {concept.name!r} changes {path}, which has no place in the "
-                        "picture, so no owner of a place can have it; use frozen=passes"
-                    )
 
     def stages(
         self, composition: Composition, executor: Executor, scheduler: StepScheduler
@@ -118,7 +111,7 @@ class CLoRAStage(Stage):
         self._memory: Tensor | None = None
         self._masks = torch.empty(0)  # (B, P, H, W)
         self._owned: Tensor | None = None
-        self._confined = Confined(executor, self.passes)
+        self._confined = Confined(executor, self.passes) if settings.frozen == "owner" else None
 
     # -- section 3.2: the update of the latent ------------------------------------------------
 
@@ -184,7 +177,7 @@ class CLoRAStage(Stage):
     def predict(self, latents: Tensor, i: int, t: Tensor) -> Float[Tensor, "B C h w"]:
         until = self.settings.mask_until
         frozen = until is not None and i >= until
-        if frozen and self.settings.frozen == "owner":
+        if frozen and self._confined is not None:
             if self._owned is None:
                 self._owned = self._masks / self._masks.sum(1, keepdim=True)
             out = self._confined.evaluate(self._owned, self.scheduler.scale(latents, t), t)
