@@ -229,6 +229,8 @@ def differences(record: Mapping[str, Any], info: Mapping[str, Any]) -> list[str]
     if caveat := record.get("caveat"):
         found.append(f"the picture cannot be made again exactly: {caveat}")
     base = record.get("base", {})
+    if record.get("scene", {}).get("scheduler") != info["scene"]["scheduler"]:  # as was asked
+        base = {key: value for key, value in base.items() if not key.startswith("scheduler")}
     parts = {
         "sha256": "base model",
         "text_encoder": "text encoder",
