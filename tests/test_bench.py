@@ -19,6 +19,9 @@ from loraweave.layout.boxes import intersection_over_union
 from loraweave.miniature.judge import load_judge
 from loraweave.miniature.scenes import scenes
 
+SHARES = ("success", "right", *FAILURES)
+TOLD = {*SHARES, *(f"{kind}_ci" for kind in SHARES)}
+
 
 @pytest.fixture(scope="module")
 def jobs():
@@ -86,7 +89,7 @@ def test_what_is_finished_is_not_run_again(jobs, tmp_path):
 
     table = report(few, tmp_path, against="base")
     assert table["merge"]["scenes"] == table["base"]["scenes"] == 2
-    assert set(table["merge"]["minus_base"]) == {"success", "success_ci", "right", "right_ci"}
+    assert set(table["merge"]["minus_base"]) == TOLD
     shares = [table["merge"][kind] for kind in ("right", *FAILURES)]
     assert sum(shares) == pytest.approx(1), "every concept has one outcome"
     assert table["merge"]["cost"]["rows"] == 2
@@ -260,9 +263,7 @@ def test_placed_scenes_are_reported_with_their_places(tmp_path):
         for key in ("in_place", "layout_iou", "containment", "likeness"):
             low, high = rates[f"{key}_ci"]
             assert 0 <= low <= rates[key] <= high <= 1
-    assert set(table["masked"]["minus_merge"]) == {
-        "success", "success_ci", "right", "right_ci", "in_place", "in_place_ci",
-    }  # fmt: skip
+    assert set(table["masked"]["minus_merge"]) == TOLD | {"in_place", "in_place_ci"}
     found = json.loads(result_file(tmp_path, "boxes3", "masked").read_text())["jobs"]
     (row,) = found.values()
     assert set(row["places"]) == set(row["likeness"]) == set(jobs[0].scene.names)

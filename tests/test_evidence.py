@@ -14,7 +14,7 @@ from loraweave import SceneError
 from loraweave.bench import agreement, read_suite, report, run_jobs, suite_jobs
 from loraweave.bench.ablation import ablation_jobs, ablation_names, read_ablation
 from loraweave.bench.papers import paper_tables, read_papers
-from loraweave.bench.rates import estimate, scene_seed
+from loraweave.bench.rates import estimate, rates, scene_seed
 from loraweave.bench.run import picture_files, read_results, result_file
 from loraweave.cli import app
 from loraweave.evaluate.charts import curves, intervals, matrix, outcomes
@@ -86,6 +86,16 @@ def test_scores_are_reported_over_the_concepts(results):
     assert "extra" not in row
 
 
+def test_what_comes_on_top_is_no_failure_of_a_concept():
+    """A place that is lost, beside a concept that is missing and a right one."""
+    row = {"job": {"names": ["a", "b"]}, "cost": {},
+           "outcomes": {"a": "right", "b": "missing", "candyland": "swapped"}}  # fmt: skip
+    found = rates([row], 0)
+    assert (found["missing"], found["swapped"], found["extra"]) == (0.5, 0, 0)
+    assert found["right"] == pytest.approx(1 / 3, abs=1e-4), "of all that the scene asks for"
+    assert found["extra_ci"] == [0, 0.975], "of one draw"
+
+
 def test_the_papers_tables_keep_theirs_and_ours_apart(results):
     found = json.loads(told("papers", "--results", results, "--json"))
     assert list(found) == list(paper_tables()) == ["clora 1a", "clora 1b", "clora 2", "clora 3"]
@@ -97,7 +107,7 @@ def test_the_papers_tables_keep_theirs_and_ours_apart(results):
     assert cells["DINO min"]["CLoRA (here)"] == "", "nothing measured"
     assert cells["CLIP-T (2.5 x cosine)"]["Merge (here)"].startswith("0.625 [")
     assert cells["user study (1 to 5)"]["Merge (here)"] == ""
-    assert cells["swapped"]["Merge (here)"] == "0.125"
+    assert cells["swapped"]["Merge (here)"] == "0.125 [0.000, 0.375]"
     assert cells["swapped"]["CLoRA (paper)"] == ""
     assert "on the miniature" in table["title"]
     costs = {
@@ -291,7 +301,8 @@ def test_an_ablation_is_drawn_and_compared_with_the_default(tmp_path):
     chart = tmp_path / "chart.png"
     found = json.loads(told("ablation", own, "--run", *few, "--chart", chart, "--json"))
     assert set(found) == {"default", "ties"}
-    assert set(found["ties"]["minus_default"]) == {"success", "success_ci", "right", "right_ci"}
+    kinds = {"success", "right", "missing", "duplicated", "swapped", "blended"}
+    assert set(found["ties"]["minus_default"]) == kinds | {f"{kind}_ci" for kind in kinds}
     with Image.open(chart) as image:
         assert image.width > 100
     own.write_text(ABLATION)

@@ -88,6 +88,10 @@ def test_two_of_a_class_are_assigned_together():
 
 def test_bootstrap_of_constants_and_coins():
     assert bootstrap([1.0] * 9).as_dict() == {"mean": 1.0, "low": 1.0, "high": 1.0}
+    # Clopper and Pearson's upper end of 0 of 40 is .0881
+    assert bootstrap([0.0] * 40, share=True).as_dict() == {"mean": 0, "low": 0, "high": 0.0881}
+    assert bootstrap([1.0] * 40, share=True).as_dict() == {"mean": 1, "low": 0.9119, "high": 1}
+    assert bootstrap([0.5] * 9, share=True) == bootstrap([0.5] * 9)
     coin = bootstrap([0.0, 1.0] * 50)
     assert coin.mean == 0.5
     # 1.96 standard errors of 100 coin flips: 0.098

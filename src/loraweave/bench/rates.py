@@ -5,6 +5,7 @@ Results of one scene with one noise are one draw of the bootstrap, in whatever w
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from statistics import mean
 from typing import Any
 
@@ -40,17 +41,12 @@ def rates(found: Sequence[Row], missing: int) -> Row:
     told: Row = {"scenes": len(found), "open": missing}
     # Without a segmenter nobody has looked for the concepts of a real base's pictures.
     if judged := [row for row in found if row["outcomes"]]:
-        outcomes = [o for row in judged for o in row["outcomes"].values()]
-        told |= estimate("success", judged, success) | estimate("right", judged, share_right)
-        told |= {kind: round(outcomes.count(kind) / len(outcomes), 4) for kind in FAILURES}
+        for kind, of in _SHARES.items():
+            told |= estimate(kind, judged, of, share=True)
     if all("places" in row for row in found):
         told |= _places(found)
-    extras = [
-        outcome == "right" for row in found
-        for name, outcome in row["outcomes"].items() if name not in row["job"]["names"]
-    ]  # fmt: skip
-    if extras:
-        told["extra"] = round(mean(extras), 4)
+    if asked := [row for row in found if _extras(row)]:
+        told |= estimate("extra", asked, lambda row: mean(_extras(row)), share=True)
     told |= _scores([row for row in found if row.get("scores") and _current(row)])
     told["cost"] = {key: mean(cost[key] for cost in costs if key in cost) for key in keys}
     return told
@@ -62,7 +58,7 @@ def _current(row: Row) -> bool:
 
 
 def _places(found: Sequence[Row]) -> Row:
-    told = estimate("in_place", found, in_place)
+    told = estimate("in_place", found, in_place, share=True)
     for kind, what in (
         ("layout_iou", "places"), ("containment", "contained"), ("likeness", "likeness"),
     ):  # fmt: skip
@@ -90,16 +86,18 @@ def _scores(found: Sequence[Row]) -> Row:
     return told
 
 
-def estimate(kind: str, found: Sequence[Row], of: Callable[[Row], float]) -> Row:
-    """`{kind: mean, kind_ci: [low, high]}` over some results."""
-    return _interval(kind, [(scene_seed(row), of(row)) for row in found])
+def estimate(
+    kind: str, found: Sequence[Row], of: Callable[[Row], float], share: bool = False
+) -> Row:
+    """`{kind: mean, kind_ci: [low, high]}` over some results; see `bootstrap` for shares."""
+    return _interval(kind, [(scene_seed(row), of(row)) for row in found], share)
 
 
 def differences(pairs: Sequence[tuple[Row, Row]]) -> Row:
     """Of one method minus another one, scene by scene."""
     kinds: dict[str, Callable[[Row], float]] = {}
     if all(row["outcomes"] for pair in pairs for row in pair):
-        kinds = {"success": success, "right": share_right}
+        kinds = dict(_SHARES)
     if all("places" in row for pair in pairs for row in pair):
         kinds["in_place"] = in_place
     told: Row = {}
@@ -108,11 +106,11 @@ def differences(pairs: Sequence[tuple[Row, Row]]) -> Row:
     return told
 
 
-def _interval(kind: str, values: Sequence[tuple[str, float]]) -> Row:
+def _interval(kind: str, values: Sequence[tuple[str, float]], share: bool = False) -> Row:
     clusters: dict[str, list[float]] = {}
     for key, value in values:
         clusters.setdefault(key, []).append(value)
-    interval = bootstrap([mean(own) for own in clusters.values()]).as_dict()
+    interval = bootstrap([mean(own) for own in clusters.values()], share=share).as_dict()
     return {kind: interval["mean"], f"{kind}_ci": [interval["low"], interval["high"]]}
 
 
@@ -131,3 +129,20 @@ def share_right(row: Row) -> float:
 def success(row: Row) -> float:
     """1 if all is right."""
     return float(share_right(row) == 1)
+
+
+def failing(kind: str, row: Row) -> float:
+    """Share of a picture's concepts that fail so; what comes on top of them is none."""
+    outcomes = [row["outcomes"][name] for name in row["job"]["names"]]
+    return outcomes.count(kind) / len(outcomes)
+
+
+def _extras(row: Row) -> list[bool]:
+    """Of a style, a place, a thing worn, a relation, a subject without a LoRA: whether right."""
+    concepts = row["job"]["names"]
+    return [o == "right" for name, o in row["outcomes"].items() if name not in concepts]
+
+
+_SHARES: dict[str, Callable[[Row], float]] = {
+    "success": success, "right": share_right, **{k: partial(failing, k) for k in FAILURES}
+}  # fmt: skip

@@ -9,10 +9,6 @@ Row = Mapping[str, Any]
 WHERE = "on the miniature"
 
 
-def _percent(key: str) -> Callable[[Row], str]:
-    return lambda row: f"{100 * row[key]:.0f}" if key in row else ""
-
-
 def _percent_ci(key: str) -> Callable[[Row], str]:
     def text(row: Row) -> str:
         if key not in row:
@@ -53,11 +49,11 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "in place": _percent_ci("in_place"),
     "right": _percent_ci("right"),
     "pictures": _percent_ci("success"),
-    "missing": _percent("missing"),
-    "duplicated": _percent("duplicated"),
-    "swapped": _percent("swapped"),
-    "blended": _percent("blended"),
-    "extra": _percent("extra"),
+    "missing": _percent_ci("missing"),
+    "duplicated": _percent_ci("duplicated"),
+    "swapped": _percent_ci("swapped"),
+    "blended": _percent_ci("blended"),
+    "extra": _percent_ci("extra"),
     "box IoU": lambda row: f"{row['layout_iou']:.2f}" if "layout_iou" in row else "",
     "in the box": lambda row: f"{row['containment']:.2f}" if "containment" in row else "",
     "likeness": lambda row: f"{row['likeness']:.2f}" if "likeness" in row else "",

@@ -19,8 +19,16 @@ class Interval:
         return {"mean": round(self.mean, 4), "low": round(self.low, 4), "high": round(self.high, 4)}
 
 
-def bootstrap(values: Sequence[float], resamples: int = 10_000, seed: int = 0) -> Interval:
+def bootstrap(
+    values: Sequence[float], resamples: int = 10_000, seed: int = 0, share: bool = False
+) -> Interval:
     """Percentile bootstrap of the mean; for a paired difference give the differences.
+
+    Args:
+        values: independent draws.
+        resamples, seed: of the bootstrap.
+        share: they are shares in [0, 1]. If all are 0, or all 1, no resample differs, and the other
+            end is that of Clopper and Pearson: 1 - .025^(1/n) away.
 
     Raises:
         ValueError: no values.
@@ -28,6 +36,9 @@ def bootstrap(values: Sequence[float], resamples: int = 10_000, seed: int = 0) -
     if not len(values):
         raise ValueError("no values to average")
     data = np.asarray(values, dtype=float)
+    if share and data.min() == data.max() and data[0] in (0, 1):
+        wide = 1 - 0.025 ** (1 / len(data))
+        return Interval(float(data[0]), *((0.0, wide) if data[0] == 0 else (1 - wide, 1.0)))
     rng = np.random.default_rng(seed)
     means = data[rng.integers(len(data), size=(resamples, len(data)))].mean(1)
     low, high = np.percentile(means, (2.5, 97.5))
