@@ -10,8 +10,10 @@ from PIL import Image
 
 from loraweave.api import compose
 from loraweave.bench import read_suite, run_jobs, suite_jobs
+from loraweave.bench.ablation import DEFAULT, ablation_jobs, ablation_report, read_ablation
 from loraweave.bench.grid import grid
-from loraweave.bench.page import agreement_chart, charts, gathered
+from loraweave.bench.page import ablation_chart, agreement_chart, charts, gathered
+from loraweave.bench.tables import WHERE
 from loraweave.evaluate.figures import labelled_grid, maps_figure, with_boxes
 from loraweave.loading import load
 from loraweave.lora_ref import LoraRef
@@ -29,6 +31,12 @@ from loraweave.miniature.world import BACKGROUNDS, FULL_WORLD, KINDS, render, sa
 
 PICTURES = Path(__file__).parent / "pictures"
 RESULTS = Path(__file__).parents[1] / "results"
+ABLATED = 12
+"""So many scene-seeds have all variants of clora."""
+SHOWN = (
+    "success", "cost", "suites", "agreement", "ablation", "failures_pairs", "failures_same_class",
+)  # fmt: skip
+"""The charts of docs/results.md."""
 
 
 def world_sample(columns: int = 8, rows: int = 4, size: int = 128) -> Image.Image:
@@ -175,17 +183,20 @@ def evidence(folder: Path) -> None:
     """Charts of the committed results."""
     found = gathered(RESULTS)
     shown = {name: png for name, (_, png) in charts(found).items()}
-    scored = [job for suite, rows in found.items() for job in suite_jobs(suite, list(rows), "full")]
+    scored = suite_jobs("pairs", list(found["pairs"]), "full")
     if (chart := agreement_chart(scored, RESULTS)) is not None:
         shown["agreement"] = chart[1]
-    for name in ("success", "cost", "suites", "agreement", "failures_pairs", "failures_same_class"):
-        if name in shown:
-            (folder / f"results_{name}.png").write_bytes(shown[name])
+    of_clora = ablation_jobs(read_ablation("clora"), first=ABLATED)
+    title = f"clora on pairs, one setting changed at a time, {WHERE}, {ABLATED} scene-seeds"
+    rows = ablation_report(of_clora, RESULTS / "ablation")
+    shown["ablation"] = ablation_chart(rows, title, DEFAULT)
+    for name in SHOWN:
+        (folder / f"results_{name}.png").write_bytes(shown[name])
 
 
 def findings_sample(path: Path, kept: Path) -> None:
-    """The first scenes of pairs by six methods, with what the judge finds drawn in."""
-    methods = ["base", "merge", "omg", "lora_composer", "clora", "true_masks"]
+    """The first scenes of pairs, with what the judge finds drawn in."""
+    methods = ["base", "merge", "omg", "lora_composer", "clora", "weave", "true_masks"]
     jobs = suite_jobs("pairs", methods, "full", first=5)
     run_jobs(jobs, kept, keep=True)
     grid(jobs, kept).quantize(256).save(path, optimize=True)

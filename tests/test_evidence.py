@@ -16,7 +16,9 @@ from loraweave.bench.ablation import ablation_jobs, ablation_names, read_ablatio
 from loraweave.bench.papers import paper_tables, read_papers
 from loraweave.bench.rates import estimate, rates, scene_seed
 from loraweave.bench.run import picture_files, read_results, result_file
+from loraweave.bench.tune import SEARCHES, read_search
 from loraweave.cli import app
+from loraweave.data_file import read_data
 from loraweave.evaluate.charts import curves, intervals, matrix, outcomes
 from loraweave.methods import METHODS
 from loraweave.miniature.scoring import SCORES, scorer_version
@@ -371,7 +373,7 @@ def test_a_search_is_on_tuning_scenes_and_reports_on_others(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["merge"], "say what to search with --search KEY=LOW:HIGH; merge has: rule"),
+        (["switch"], "say what to search with --search KEY=LOW:HIGH; switch has:"),
         (["merge", "--search", "speed=1:2"], "no setting 'speed'"),
         (["merge", "--search", "density=0.8:0.2"], "is no range"),
         (["merge", "--search", "density=0:0.2:log"], "density"),
@@ -387,6 +389,13 @@ def test_searches_that_cannot_be(words, message):
     out = bench("tune", *words)
     assert out.exit_code == 2
     assert message in " ".join(out.stderr.split()), out.stderr
+
+
+@pytest.mark.parametrize("method", read_data(SEARCHES))
+def test_what_is_searched_if_nothing_is_said_fits_the_method(method):
+    found = read_search(method, {})
+    assert set(found) <= set(type(METHODS[method]().settings).model_fields)
+    assert len(found) >= 1
 
 
 def test_flops_are_counted_beside_the_result(tmp_path):

@@ -23,16 +23,18 @@ def agreement(jobs: Sequence[Job], folder: Path) -> dict[str, dict[str, Any]]:
     instance counts as 0 for scores of instances.
 
     `rank` is Spearman's correlation with the share of the concepts that are right, with a 95 %
-    bootstrap interval over scene-seeds, whose pictures by all methods stay together. `missing` to
+    bootstrap interval over scene-seeds, whose pictures by all methods stay together. (Pictures of
+    several suites together say as much of the suites as of the scores.) `missing` to
     `blended` is the probability that a picture in which all is right has a higher score than one
     with such a failure: 1 if the score always sees it, .5 if it is blind; None without such
-    pictures. `pictures` counts each kind.
+    pictures. `pictures` counts each kind. The yardstick `alone` is left out: its pictures have one
+    concept each, and are scored against that one's.
 
     Raises:
         NothingFinished: no job has been scored.
         SceneError: a file of results is damaged.
     """
-    every = finished_rows(jobs, folder)
+    every = finished_rows([job for job in jobs if job.method != "alone"], folder)
     rows = [row for row in every if row.get("scorer") == scorer_version()]
     if not rows:
         raise NothingFinished(

@@ -7,17 +7,21 @@ see of it.
 
 import base64
 import html
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..evaluate.charts import Estimate, colours, curves, intervals, matrix, outcomes
 from ..methods import METHODS
 from ..miniature.judged import YARDSTICKS
+from .ablation import DEFAULT, ablation_jobs, ablation_names, ablation_report, read_ablation
 from .agreement import agreement
+from .grid import grid
 from .jobs import Job, suite_jobs
 from .papers import paper_tables, side_by_side
 from .rates import FAILURES, Row
 from .report import NothingFinished, finished, report
+from .run import picture_files
 from .suites import Size
 from .tables import WHERE, cells
 
@@ -58,15 +62,15 @@ def charts(found: Mapping[str, Mapping[str, Row]]) -> dict[str, tuple[str, bytes
             share=False, logarithmic=True, hues=hues,
         )  # fmt: skip
     for suite, rows in found.items():
-        shares = {m: {"right": row["right"], **{f: row[f] for f in FAILURES}}
-                  for m, row in rows.items() if row["scenes"]}  # fmt: skip
-        if shares:
+        fates = {m: {"right": 1 - sum(row[f] for f in FAILURES), **{f: row[f] for f in FAILURES}}
+                 for m, row in rows.items() if row["scenes"]}  # fmt: skip
+        if fates:
             title = f"{suite}: what becomes of the concepts, {WHERE}"
-            made[f"failures_{suite}"] = title, outcomes(shares, title=title)
-    grid = {m: {s: rows[m]["right"] for s, rows in found.items() if m in rows} for m in every}
-    if grid:
+            made[f"failures_{suite}"] = title, outcomes(fates, title=title)
+    shares = {m: {s: rows[m]["right"] for s, rows in found.items() if m in rows} for m in every}
+    if shares:
         title = f"right, percent of what a scene asks for, by suite, {WHERE}"
-        made["suites"] = title, matrix(grid, title=title)
+        made["suites"] = title, matrix(shares, title=title)
     return made
 
 
@@ -77,19 +81,52 @@ def agreement_chart(jobs: Sequence[Job], folder: Path) -> tuple[str, bytes] | No
     except NothingFinished:
         return None
     counts = known.pop("pictures")
-    grid = {name: {kind: row[kind] for kind in FAILURES} for name, row in known.items()}
+    seen = {name: {kind: row[kind] for kind in FAILURES} for name, row in known.items()}
+    suites = ", ".join(dict.fromkeys(job.suite for job in jobs))
     title = (
-        f"chance that a right picture has a higher score than one with a failure, {WHERE}; "
-        f"{counts['all']} pictures"
+        f"{suites}: chance that a right picture has a higher score than one with a failure, "
+        f"{WHERE}; {counts['all']} pictures"
     )
-    return title, matrix(grid, title=title, middle=True)
+    return title, matrix(seen, title=title, middle=True)
 
 
 def ablation_chart(rows: Mapping[str, Row], title: str, mark: str) -> bytes:
     """Estimates of what is right, variant by variant, with a line at one of them."""
     points = {name: _estimate(row, "right") for name, row in rows.items()}
-    across = f"concepts right, percent, {WHERE}"
+    across = "concepts right, percent"
     return intervals(points, title=title, across=across, mark=points[mark][0])
+
+
+def ablation_charts(folder: Path, size: Size = "full") -> dict[str, tuple[str, bytes]]:
+    """A caption and a PNG of each ablation that ships and has results in a folder."""
+    made = {}
+    for name in ablation_names():
+        read = read_ablation(name)
+        try:
+            rows = ablation_report(ablation_jobs(read, size), folder)
+        except NothingFinished:
+            continue
+        if len(rows) > 1:
+            title = f"{name}: {read.method} on {read.suite}, one thing changed at a time, {WHERE}"
+            made[f"ablation_{name}"] = title, ablation_chart(rows, title, DEFAULT)
+    return made
+
+
+def _kept_grid(
+    suite: str, methods: Sequence[str], folder: Path, size: Size, rows: int = 3
+) -> tuple[str, bytes] | None:
+    """The first scene-seeds of a suite by those methods whose pictures were kept."""
+    jobs = suite_jobs(suite, [m for m in methods if m != "alone"], size, first=rows)
+    kept: dict[str, list[Job]] = {}
+    for job in jobs:
+        if all(path.is_file() for path in picture_files(folder, job)):
+            kept.setdefault(job.method, []).append(job)
+    shown = [job for job in jobs if len(kept.get(job.method, ())) == rows]
+    if not shown:
+        return None
+    buffer = io.BytesIO()
+    grid(shown, folder).save(buffer, "PNG")
+    return f"{suite}, with what the judge finds; green: right, {WHERE}", buffer.getvalue()
 
 
 def page(folder: Path, size: Size = "full") -> str:
@@ -108,9 +145,13 @@ def page(folder: Path, size: Size = "full") -> str:
         "intervals over scene-seeds.</p>",
     ]
     shown = charts(found)
-    scored = [j for s, rows in found.items() for j in suite_jobs(s, list(rows), size)]
-    if (chart := agreement_chart(scored, folder)) is not None:
-        shown["agreement"] = chart
+    for suite, rows in found.items():
+        if (chart := agreement_chart(suite_jobs(suite, list(rows), size), folder)) is not None:
+            shown[f"agreement_{suite}"] = chart
+    shown |= ablation_charts(folder / "ablation", size)
+    for suite, rows in found.items():
+        if (made := _kept_grid(suite, list(rows), folder, size)) is not None:
+            shown[f"grid_{suite}"] = made
     for caption, png in shown.values():
         data = base64.b64encode(png).decode()
         parts.append(

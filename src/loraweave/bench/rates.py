@@ -47,12 +47,12 @@ def rates(found: Sequence[Row], missing: int) -> Row:
         told |= _places(found)
     if asked := [row for row in found if _extras(row)]:
         told |= estimate("extra", asked, lambda row: mean(_extras(row)), share=True)
-    told |= _scores([row for row in found if row.get("scores") and _current(row)])
+    told |= _scores([row for row in found if row.get("scores") and current(row)])
     told["cost"] = {key: mean(cost[key] for cost in costs if key in cost) for key in keys}
     return told
 
 
-def _current(row: Row) -> bool:
+def current(row: Row) -> bool:
     """Whether its scores are by the encoders that ship now; a real base's are in its key."""
     return "models" in row["job"] or row.get("scorer") == scorer_version()
 

@@ -13,6 +13,7 @@ from ..evaluate.references import read_picture
 from ..files import write_atomically
 from ..progress import track
 from .engines import AnyJob, finished_jobs
+from .rates import current
 
 Results = dict[str, dict[str, Any]]
 
@@ -45,7 +46,7 @@ def read_results(path: Path) -> Results:
 
 def run_jobs(
     jobs: Sequence[AnyJob], folder: Path, engine: str = "local", workers: int = 1,
-    keep: bool = False, flops: bool = False,
+    keep: bool = False, flops: bool = False, refresh: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Draw and judge every job that is not finished yet.
 
@@ -61,6 +62,8 @@ def run_jobs(
         keep: the pictures, too, as `SUITE/METHOD/KEY.png`; what is finished without is drawn again.
         flops: count them, too; every picture is then drawn twice, also those that are finished
             without.
+        refresh: draw again what is finished, but has no scores by the encoders that ship now, or
+            does not say which versions made it.
 
     Returns:
         How many were `run` and how many were `found`; `failed` has the others, each with its
@@ -78,7 +81,8 @@ def run_jobs(
     def lacks(job: AnyJob) -> bool:
         found = there[result_file(folder, job.suite, job.method)].get(job.key)
         uncounted = flops and found is not None and "tflops" not in found["cost"]
-        return found is None or uncounted or (keep and not _kept(folder, job))
+        stale = refresh and found is not None and not (current(found) and "made" in found)
+        return found is None or uncounted or stale or (keep and not _kept(folder, job))
 
     todo = [job for job in unlike.values() if lacks(job)]
     failed = []

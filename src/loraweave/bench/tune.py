@@ -10,19 +10,21 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import yaml
 
+from ..data_file import read_data
 from ..errors import MethodError
-from ..evaluate.bootstrap import bootstrap
 from ..methods import METHODS, get_method
 from .jobs import suite_jobs
-from .rates import share_right
+from .rates import Row, differences, share_right
 from .report import finished_rows
 from .run import run_jobs
 
 HELD_OUT = "heldout"
+SEARCHES = Path(__file__).parent / "searches.yaml"
 
 
 @dataclass(frozen=True)
@@ -54,14 +56,15 @@ def read_search(method: str, given: Mapping[str, str]) -> dict[str, Dimension]:
 
     Args:
         method: whose settings these are.
-        given: text after the equals sign by key.
+        given: text after the equals sign by key; if empty, what `searches.yaml` has for the method.
 
     Raises:
-        MethodError: no such method or setting, or a range that cannot be.
+        MethodError: no such method or setting, a range that cannot be, or nothing to search.
     """
     settings = get_method(method, {}).settings
+    given = given or read_data(SEARCHES).get(method, {})
     if not given:
-        known = ", ".join(type(settings).model_fields)
+        known = ", ".join(type(settings).model_fields) or "no settings"
         raise MethodError(f"say what to search with --search KEY=LOW:HIGH; {method} has: {known}")
     found = {}
     for key, text in given.items():
@@ -131,33 +134,33 @@ def tune(
     optuna.logging.set_verbosity(logging.CRITICAL)  # its tracebacks are no message of ours
     suite_jobs(suite, [method], "full", split="tuning", steps=steps)  # what is wrong is said now
 
-    def shares(name: str, split: Any, own: Mapping[str, Any]) -> list[float]:
+    def drawn(name: str, split: Any, own: Mapping[str, Any]) -> list[Row]:
         jobs = list(itertools.islice(suite_jobs(
             name, [method], "full", split=split, steps=steps, settings={method: own},
         ), scenes))  # fmt: skip
         failed = run_jobs(jobs, folder, workers=workers)["failed"]
         if failed:
             raise MethodError(f"{failed[0]['scene']}: {failed[0]['fault']}")
-        return [share_right(row) for row in finished_rows(jobs, folder)]
+        return finished_rows(jobs, folder)
 
     def objective(trial: Any) -> float:
         own = {name: one.suggested(trial, name) for name, one in search.items()}
-        return _mean(shares(suite, "tuning", own))
+        return _right(drawn(suite, "tuning", own))
 
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
     study.optimize(objective, n_trials=trials)
     best = dict(study.best_params)
     found: dict[str, Any] = {"method": method, "settings": best, "trials": len(study.trials)}
-    found["tuning"] = {"default": _mean(shares(suite, "tuning", {})), "best": study.best_value}
+    found["tuning"] = {"default": _right(drawn(suite, "tuning", {})), "best": study.best_value}
     for name, where in (("report", suite), (HELD_OUT, HELD_OUT)):
-        own, default = shares(where, "report", best), shares(where, "report", {})
-        gain = bootstrap([a - b for a, b in zip(own, default)]).as_dict()
+        own, default = drawn(where, "report", best), drawn(where, "report", {})
+        gain = differences(list(zip(own, default)))
         found[name] = {
-            "default": _mean(default), "best": _mean(own), "difference": gain["mean"],
-            "difference_ci": [gain["low"], gain["high"]],
+            "default": _right(default), "best": _right(own), "difference": gain["right"],
+            "difference_ci": gain["right_ci"],
         }  # fmt: skip
     return found
 
 
-def _mean(shares: Sequence[float]) -> float:
-    return round(sum(shares) / len(shares), 4)
+def _right(rows: Sequence[Row]) -> float:
+    return round(mean(map(share_right, rows)), 4)

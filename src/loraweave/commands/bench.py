@@ -10,6 +10,7 @@ import typer
 from ..errors import SceneError
 from . import evidence, options
 from . import speed as speed_command
+from . import verify as verify_command
 from .bench_options import (
     SIZES,
     Data,
@@ -21,7 +22,7 @@ from .bench_options import (
     Size,
     Split,
     Steps,
-    Suite,
+    Suites,
     Workers,
     names_of,
     settings_of,
@@ -48,8 +49,8 @@ def suites(as_json: options.AsJson = False) -> None:
 @app.command()
 def run(
     context: typer.Context,
-    suite: Suite = "pairs",
-    methods: Methods = "merge,clora",
+    suites: Suites = None,
+    methods: Methods = "merge,clora,weave",
     size: Size = "quick",
     split: Split = "report",
     steps: Steps = 50,
@@ -69,6 +70,9 @@ def run(
     ] = False,
     flops: Annotated[
         bool, typer.Option("--flops", help="Draw everything twice, to count its FLOPs.")
+    ] = False,
+    refresh: Annotated[
+        bool, typer.Option("--refresh", help="Also what lacks today's scores or its versions.")
     ] = False,
     base: Annotated[
         str | None, typer.Option(help="Of a manifest's pictures: a folder or a .safetensors file.")
@@ -105,7 +109,11 @@ def run(
         check_device(device)
     names, jobs = names_of(methods), []
     own = settings_of(names, settings)
-    if is_manifest(suite):
+    suites = list(dict.fromkeys(suites or ["pairs"]))
+    if manifest := next((suite for suite in suites if is_manifest(suite)), None):
+        suite = manifest
+        if len(suites) > 1:
+            raise SceneError(f"{suite} is drawn on a base of yours; run the other suites apart")
         _refuse(context, OF_SUITES, f"{suite} says itself what is drawn")
         if base is None or lora_dir is None:
             raise SceneError(f"{suite} needs --base and --lora-dir")
@@ -119,13 +127,15 @@ def run(
         )  # fmt: skip
         keep = True
     else:
-        _refuse(context, OF_MANIFESTS, f"{suite} is drawn on the miniature")
-        jobs = suite_jobs(
-            suite, names, size, split=split, steps=steps, settings=own, first=scenes,
-            device=device, scheduler=scheduler, dtype=dtype,
-        )  # fmt: skip
+        _refuse(context, OF_MANIFESTS, f"{suites[0]} is drawn on the miniature")
+        jobs = [
+            job for suite in suites for job in suite_jobs(
+                suite, names, size, split=split, steps=steps, settings=own, first=scenes,
+                device=device, scheduler=scheduler, dtype=dtype,
+            )
+        ]  # fmt: skip
     silence_libraries()
-    counts = run_jobs(jobs, results, engine, workers, keep, flops)
+    counts = run_jobs(jobs, results, engine, workers, keep, flops, refresh)
     if as_json:
         typer.echo(json.dumps(counts))
     else:
@@ -298,5 +308,6 @@ for command in (
     evidence.grid,
     evidence.papers,
     speed_command.speed,
+    verify_command.verify,
 ):
     app.command()(command)

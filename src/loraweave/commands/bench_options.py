@@ -10,7 +10,10 @@ from .for_each import by_method
 
 SIZES = ("quick", "full")
 
-Suite = Annotated[str, typer.Argument(help="A name of `bench suites`, or a suite's file.")]
+Suites = Annotated[
+    list[str] | None,
+    typer.Argument(help="Names of `bench suites`, or suites' files.", show_default="pairs"),
+]
 Methods = Annotated[
     str, typer.Option(help="Names with commas; base, alone and true_masks are yardsticks.")
 ]

@@ -101,7 +101,9 @@ def compare(
     own_prompt: options.OwnPrompt = None,
     scene_set: options.SceneSet = None,
     base: options.Base = None,
-    methods: Annotated[str, typer.Option(help="Names with commas, one row each.")] = "clora,merge",
+    methods: Annotated[
+        str, typer.Option(help="Names with commas, one row each.")
+    ] = "weave,clora,merge",
     seeds: Annotated[str, typer.Option(help="0,1,2 or 0-3, one column each.")] = "0-3",
     settings: Annotated[
         list[str] | None,

@@ -25,6 +25,7 @@ def agreement(
     """How far the papers' scores say what the judge says, over all pictures with scores."""
     from ..bench import agreement as of
     from ..bench import finished, methods_there, suite_jobs
+    from ..bench.tables import WHERE
 
     named = {suite: methods_there(results, suite) for suite in suites or finished(results)}
     jobs = [job for suite, names in named.items() for job in suite_jobs(suite, names, size)]
@@ -40,7 +41,8 @@ def agreement(
         for name, row in found.items()
     ]  # fmt: skip
     lines.append(["pictures", str(counts["all"]), *(str(counts[kind]) for kind in kinds)])
-    _show(form, "what the papers' scores see", ["score", "rank correlation", *kinds], lines)
+    title = f"what the papers' scores see, {WHERE}"
+    _show(form, title, ["score", "rank correlation", *kinds], lines)
 
 
 def ablation(
@@ -82,13 +84,13 @@ def ablation(
         if failed:
             raise typer.Exit(1) from None
         raise
-    title = f"{read.method} on {read.suite}, one setting at a time"
+    title = f"{read.method} on {read.suite}, one thing changed at a time"
     if chart is not None:
-        write_atomically(chart, ablation_chart(rows, title, DEFAULT))
+        write_atomically(chart, ablation_chart(rows, f"{title}, {tables.WHERE}", DEFAULT))
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
     elif form == "table":
-        show_table(*tables.cells(rows), title=title)
+        show_table(*tables.cells(rows), title=f"{title}, {tables.WHERE}")
     else:
         written = {"markdown": tables.markdown, "latex": tables.latex,
                    "csv": tables.comma_separated}  # fmt: skip
@@ -130,7 +132,7 @@ def tune(
 def grid(
     suite: Annotated[str, typer.Argument(help="A name of `bench suites`, or a suite's file.")],
     out: Annotated[Path, typer.Argument(help="A .png file.")],
-    methods: Annotated[str, typer.Option(help="Names with commas.")] = "merge,clora",
+    methods: Annotated[str, typer.Option(help="Names with commas.")] = "merge,clora,weave",
     size: Size = "full",
     steps: Steps = 50,
     scenes: Annotated[

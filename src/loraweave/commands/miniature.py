@@ -99,7 +99,7 @@ def check(
 @app.command()
 def compare(
     methods: Annotated[str, typer.Option(help="Names with commas; the first is the yardstick.")] = (
-        "merge,clora"
+        "merge,clora,weave"
     ),
     suite: Annotated[str, typer.Option(help="See `loraweave bench suites`.")] = "pairs",
     count: Annotated[int, typer.Option("--scenes", min=1, max=1000)] = 60,

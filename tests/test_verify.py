@@ -1,0 +1,91 @@
+"""Results that were made again, beside those that they should equal; what lacks something."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from loraweave import SceneError
+from loraweave.bench import run_jobs, suite_jobs
+from loraweave.bench.run import read_results, result_file, results_text
+from loraweave.bench.verify import verify
+from loraweave.cli import app
+
+FEW = {"steps": 1, "first": 2}
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drawn")
+    run_jobs(suite_jobs("pairs", ["base"], **FEW), folder)
+    return folder
+
+
+def changed(drawn, folder, change):
+    """The same results with something else in the first one."""
+    path = result_file(folder, "pairs", "base")
+    rows = read_results(result_file(drawn, "pairs", "base"))
+    change(next(iter(rows.values())))
+    path.parent.mkdir(parents=True)
+    path.write_text(results_text("pairs", "base", rows))
+    return folder
+
+
+def other_outcome(row):
+    name = row["job"]["names"][0]
+    row["outcomes"][name] = "missing" if row["outcomes"][name] != "missing" else "right"
+    row["scores"]["clip_t"] += 0.25
+
+
+def told(*words):
+    return CliRunner().invoke(app, ["bench", *map(str, words)])
+
+
+def test_what_is_made_again_is_the_same(drawn):
+    row = verify(drawn, drawn)["pairs/base"]
+    assert row == {"both": 2, "same": 2, "others": [], "score": 0, "versions": "the same"}
+    assert told("verify", drawn, "--against", drawn).exit_code == 0
+
+
+def test_one_picture_may_differ_on_other_versions_only(drawn, tmp_path):
+    def older(row):
+        other_outcome(row)
+        row["made"]["torch"] = "1.0"
+
+    same = changed(drawn, tmp_path / "same", other_outcome)
+    result = told("verify", same, "--against", drawn, "--json")
+    assert result.exit_code == 1
+    row = json.loads(result.stdout)["pairs/base"]
+    assert (row["both"], row["same"], len(row["others"])) == (2, 1, 1)
+    assert row["score"] == pytest.approx(0.25)
+    old = changed(drawn, tmp_path / "old", older)
+    result = told("verify", old, "--against", drawn)
+    assert result.exit_code == 0
+    assert "others" in result.stdout
+
+
+def test_nothing_in_common_is_an_error(drawn, tmp_path):
+    with pytest.raises(SceneError, match="bench run"):
+        verify(drawn, tmp_path)
+    assert told("verify", tmp_path, "--against", drawn).exit_code == 2
+
+
+@pytest.mark.parametrize("lacking", ["scorer", "made"])
+def test_what_lacks_something_is_drawn_again_if_asked(drawn, tmp_path, lacking):
+    folder = changed(drawn, tmp_path / "r", lambda row: row.pop(lacking))
+    jobs = suite_jobs("pairs", ["base"], **FEW)
+    assert run_jobs(jobs, folder)["run"] == 0
+    assert run_jobs(jobs, folder, refresh=True)["run"] == 1
+    assert verify(folder, drawn)["pairs/base"]["same"] == 2
+    assert run_jobs(jobs, folder, refresh=True)["run"] == 0
+
+
+def test_several_suites_in_one_run(tmp_path):
+    few = ["--methods", "base", "--steps", 1, "--scenes", 1, "--results", tmp_path]
+    result = told("run", "pairs", "three", *few)
+    assert result.exit_code == 0, result.stderr
+    assert "2 jobs run" in result.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {"pairs", "three"}
+    mixed = told("run", "pairs", "clora", *few)
+    assert mixed.exit_code == 2
+    assert "run the other suites apart" in mixed.stderr
