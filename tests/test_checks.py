@@ -11,13 +11,14 @@ from PIL import Image
 from scipy import stats
 
 from loraweave.bench.suites import read_suite, suite_names
+from loraweave.evaluate.verdicts import OUTCOMES
 from loraweave.miniature.check import samples_seen
 from loraweave.miniature.checks.base import all_found, area_under_roc
 from loraweave.miniature.checks.judge import eye_agreement, injured_scene, kappa
 from loraweave.miniature.codec import images_of, pixels_of
 from loraweave.miniature.concepts import CONCEPTS, HELD_OUT, KNOWN
 from loraweave.miniature.judge import load_judge
-from loraweave.miniature.judge.verdict import OUTCOMES, Instance
+from loraweave.miniature.judge.verdict import Instance
 from loraweave.miniature.prompts import marked_prompt, own_prompt, plain_prompt
 from loraweave.miniature.recipe.vae import new_vae
 from loraweave.miniature.scenes import PAIRS, WORDINGS, scenes

@@ -234,6 +234,29 @@ def test_what_a_run_needs(tmp_path, lora_files, clip_folder, dino_folder):
         assert message in " ".join(out.stderr.split()), out.stderr
 
 
+def test_boxes_are_measured_also_where_a_method_is_not_told(
+    tmp_path, base_folder, lora_files, dino_folder, monkeypatch
+):
+    monkeypatch.setitem(SEGMENTERS, "halves", Entry(Halves))
+    boxes = "    boxes: [[0, 0, 16, 32], [16, 0, 32, 16]]\n"
+    (tmp_path / "own.yaml").write_text(OURS.replace("seeds: 2", "seeds: 1") + boxes)
+    results, own = tmp_path / "results", tmp_path / "own"
+    scene = ["a [sks cat](cat) and a [zwx dog](dog)", "--base", base_folder, "--steps", 1,
+             *(w for n in lora_files for w in ("--lora", f"{n}={lora_files[n]}"))]  # fmt: skip
+    CliRunner().invoke(app, [*map(str, ["references", *scene, "--count", 2, "-o", own])])
+    out = bench(
+        "run", tmp_path / "own.yaml", "--methods", "merge,masked", "--base", base_folder,
+        "--lora-dir", lora_files["cat"].parent, "--results", results, "--dino", dino_folder,
+        "--references", own, "--segmenter", "halves",
+    )  # fmt: skip
+    assert out.exit_code == 0, out.stderr
+    rows = json.loads(bench("report", tmp_path / "own.yaml", "--results", results, "--json").stdout)
+    for row in rows["own"].values():  # the cat fills its box, the dog has half of its own in it
+        assert row["layout_iou"] == pytest.approx((1 + 0.5) / 2)
+        assert row["containment"] == pytest.approx((1 + 0.5) / 2)
+        assert 0 <= row["in_place"] <= 1
+
+
 # ---------------------------------------------------------------- outcomes by any segmenter
 
 EAST, NORTH = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import loraweave
 from loraweave import ModelNotFound, Scene, SceneError
 from loraweave.cli import app
+from loraweave.detect.registry import SEGMENTERS, Entry
 from loraweave.evaluate.encoders import CLIP_MEAN, CLIP_STD, Clip, Dino, squared
 from loraweave.evaluate.references import draw_references, own_scene, read_references
 from loraweave.evaluate.similarity import (
@@ -155,7 +156,8 @@ def test_instances_are_compared_with_their_own():
     assert (np.asarray(cut) == blue).all()
     references = dict(zip("rgb", torch.eye(3)[:, None]))
     features = {
-        noun: Colours().images(instances_of(image, noun, Thirds())) for noun in ("cat", "dog")
+        noun: Colours().images([one.image for one in instances_of(image, noun, Thirds())])
+        for noun in ("cat", "dog")
     }
     nouns = {"r": "cat", "g": "cat", "b": "dog"}
     found = instance_similarity(features, nouns, references)
@@ -291,6 +293,27 @@ def test_every_score_of_pictures(made, clip_folder, dino_folder):
     assert set(found["mean"]) == {"clip_t", "clip_i", "dino"}
     table = evaluated(*pictures, *models)
     assert "mean of" in table.stdout
+
+
+def test_outcomes_of_pictures(made, clip_folder, dino_folder, monkeypatch):
+    class First:
+        """One instance of everything, in the first pixels."""
+
+        def find(self, image, noun):
+            mask = np.zeros((8, 8), bool)
+            mask[:4, :4] = True
+            return [mask]
+
+    monkeypatch.setitem(SEGMENTERS, "first", Entry(First))
+    models = ["--clip", clip_folder, "--dino", dino_folder, "--references", made / "own"]
+    out = evaluated(made / "p-1.png", *models, "--segmenter", "first", "--json")
+    assert out.exit_code == 0, out.stderr
+    found = json.loads(out.stdout)
+    outcomes = found["pictures"][0]["outcomes"]
+    assert set(outcomes) == {"cat", "dog"}
+    assert not {"missing", "duplicated"} & set(outcomes.values()), "there is one of each"
+    assert sum(found["mean"]["outcomes"].values()) == pytest.approx(1)
+    assert "iou" not in found["mean"], "the scene has no boxes"
 
 
 def test_what_cannot_be_measured(made, clip_folder, dino_folder, tmp_path):

@@ -7,7 +7,7 @@ are named, while the picture is at hand.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ from ..detect import Segmenter, get_segmenter
 from ..detect.registry import check_segmenter
 from ..errors import MethodError, ModelNotFound, SceneError
 from ..evaluate.encoders import Clip, Dino
+from ..evaluate.findings import boxes_of, look
 from ..evaluate.pictures import known_features
 from ..evaluate.references import read_references
-from ..evaluate.scores import Scorer, features_of
+from ..evaluate.scores import Scorer
 from ..evaluate.similarity import instances_by_noun
-from ..evaluate.verdicts import verdicts
+from ..layout.boxes import Box
 from ..loading import load
 from ..lora.file import read_lora
 from ..memory.measured import peak_memory
@@ -91,7 +92,11 @@ def fingerprint(path: str) -> str:
 
 @dataclass(frozen=True)
 class RealJob:
-    """One picture of a manifest's scene; see `jobs.Job`."""
+    """One picture of a manifest's scene; see `jobs.Job`.
+
+    Attributes:
+        boxes: where the manifest wants the concepts, also where the method is not told.
+    """
 
     suite: str
     scene: Scene
@@ -101,6 +106,7 @@ class RealJob:
     package: str
     setting: Setting
     device: str = "cpu"
+    boxes: Mapping[str, Sequence[Box]] = field(default_factory=dict)
 
     @property
     def scene_key(self) -> tuple:
@@ -135,6 +141,7 @@ class RealJob:
             "scene": scene,
             "names": [concept.name for concept in self.scene.concepts],
             "loras": dict(self.loras), "package": self.package, "device": self.device,
+            **({"boxes": dict(self.boxes)} if self.boxes and not self.scene.regions else {}),
             **self.setting.contents(),
         }  # fmt: skip
 
@@ -177,7 +184,7 @@ def real_jobs(
             name, scene if wants_regions(method) else scene.replace(regions={}, prompts={}), method,
             own[method, bool(scene.regions)],
             {n: hashes[str(lora.path)] for n, lora in scene.loras.items()}, __version__, setting,
-            device,
+            device, boxes_of(scene, scene.width or 0, scene.height or 0),
         )
         for scene in scenes
         for method in methods
@@ -265,12 +272,11 @@ class RealDrawer:
         scores: dict[str, Any] = {}
         for name, like in made.items():
             scores[name] = like["cosine"] if name == "clip_t" else dict(like["by_concept"])
-        outcomes: dict[str, str] = {}
-        kind = next((k for k in ("instance_dino", "instance_clip_i") if k in known), None)
-        if kind is not None and cut is not None:
-            found = features_of(cut, scorer.encoders[kind.removeprefix("instance_")])
-            outcomes = verdicts(found, nouns, {name: known[kind][name] for name in nouns})
-        return Findings(outcomes, scores=scores)
+        found = None if cut is None else look(cut, nouns, scorer, job.boxes)
+        if found is None:
+            return Findings({}, scores=scores)
+        places, contained = found.places or None, found.contained or None
+        return Findings(found.outcomes, places, contained, scores=scores)
 
     def _features(self, nouns: Mapping[str, str]) -> Mapping[str, Any]:
         """Of the references of some concepts, each read once."""

@@ -15,9 +15,11 @@ from ..progress import track
 from ..prompt import pass_prompt
 from ..scene import Scene, scene_from_dict
 from .encoders import Clip, Dino
+from .findings import boxes_of, look
 from .references import read_picture, read_references
 from .scores import Features, Scorer, features_of
 from .similarity import instances_by_noun, instances_of
+from .verdicts import OUTCOMES
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,10 @@ def evaluate_pictures(
 
     `clip_t` needs `clip` only; `clip_i` and `dino` need references too, and `instance_clip_i` and
     `instance_dino` a segmenter besides. The text of `clip_t` is the prompt with plain nouns:
-    triggers mean nothing to CLIP. Of a prompt that is too long for CLIP the beginning is read, as
-    in the papers' code, and the entry says so (`truncated`).
+    triggers mean nothing to CLIP. With a segmenter there is also what becomes of each concept
+    (`outcomes`), and of those that have boxes whether they are in them (`iou`, `containment`), see
+    `Found`; the means are shares of the concepts then. Of a prompt that is too long for CLIP the
+    beginning is read, as in the papers' code, and the entry says so (`truncated`).
 
     Args:
         pictures: from `read_made`.
@@ -107,7 +111,11 @@ def evaluate_pictures(
         if segmenter is not None:
             cut = instances_by_noun(made.image, made.nouns.values(), segmenter)
         scores = scorer.scores(made.image, text, made.nouns, cut)
-        entries.append({"picture": str(made.path), "method": made.method, **scores})
+        entry = {"picture": str(made.path), "method": made.method, **scores}
+        if cut is not None:
+            found = look(cut, made.nouns, scorer, boxes_of(made.scene, *made.image.size))
+            entry |= found.as_dict() if found else {}
+        entries.append(entry)
     return {"pictures": entries, "mean": _means(entries)}
 
 
@@ -153,7 +161,7 @@ def _instances(
     images: Sequence[Image.Image], noun: str, segmenter: Segmenter, concept: str
 ) -> list[Image.Image]:
     """The first instance of each reference that has one."""
-    found = [own[0] for image in images if (own := instances_of(image, noun, segmenter))]
+    found = [own[0].image for image in images if (own := instances_of(image, noun, segmenter))]
     if not found:
         raise SceneError(f"no {noun} is found in any reference picture of {concept!r}")
     return found
@@ -170,4 +178,9 @@ def _means(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             found[name] = {key: mean(own) if own else None for key, own in values.items()}
             if name.startswith("instance"):
                 found[name]["missing"] = sum(len(row["missing"]) for row in rows)
+    if outcomes := [o for entry in entries for o in entry.get("outcomes", {}).values()]:
+        found["outcomes"] = {kind: outcomes.count(kind) / len(outcomes) for kind in OUTCOMES}
+    for kind in ("iou", "containment"):
+        if own := [value for entry in entries for value in entry.get(kind, {}).values()]:
+            found[kind] = mean(own)
     return found

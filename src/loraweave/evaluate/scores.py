@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import SceneError
 from .encoders import Clip, Dino
-from .similarity import Encoder, instance_similarity, to_references, to_text
+from .similarity import Encoder, Instance, instance_similarity, to_references, to_text
 
 Features = Mapping[str, Float[Tensor, "R D"]]
 """Of each concept's references. Where only means over all of them are asked for, as here, the mean
@@ -20,6 +20,11 @@ of their unit vectors (R = 1) says the same."""
 def features_of(images: Mapping[str, Sequence[Image.Image]], encoder: Encoder) -> Features:
     """Of some pictures for each concept."""
     return {name: encoder.images(own) for name, own in images.items()}
+
+
+def pictures_of(cut: Mapping[str, Sequence[Instance]]) -> dict[str, list[Image.Image]]:
+    """Of the instances alone, by noun."""
+    return {noun: [one.image for one in own] for noun, own in cut.items()}
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Scorer:
 
     def scores(
         self, image: Image.Image, text: str, nouns: Mapping[str, str],
-        cut: Mapping[str, Sequence[Image.Image]] | None = None,
+        cut: Mapping[str, Sequence[Instance]] | None = None,
     ) -> dict[str, Any]:  # fmt: skip
         """Of one picture.
 
@@ -69,7 +74,7 @@ class Scorer:
                 scores[name] = to_references(features[name], self._of(name, nouns)).as_dict()
             instance = f"instance_{name}"
             if cut is not None and instance in self.known:
-                found = features_of(cut, encoder)
+                found = features_of(pictures_of(cut), encoder)
                 like = instance_similarity(found, nouns, self._of(instance, nouns))
                 scores[instance] = like.as_dict()
         return scores

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..detect import Segmenter
 from ..errors import SceneError
+from ..layout.boxes import Box, tight_box
 
 
 class Encoder(Protocol):
@@ -70,6 +71,19 @@ def to_text(features: Float[Tensor, " D"], text: Float[Tensor, " D"]) -> dict[st
     return {"cosine": cosine, "score": 2.5 * max(cosine, 0.0)}
 
 
+@dataclass(frozen=True)
+class Instance:
+    """One that a segmenter has found.
+
+    Attributes:
+        image: it alone, see `cut_out`.
+        box: in the whole picture.
+    """
+
+    image: Image.Image
+    box: Box
+
+
 def cut_out(image: Image.Image, mask: Bool[np.ndarray, "h w"]) -> Image.Image | None:
     """The smallest square around the middle of a mask's box, white where the mask is not.
 
@@ -94,8 +108,8 @@ def cut_out(image: Image.Image, mask: Bool[np.ndarray, "h w"]) -> Image.Image | 
     return square
 
 
-def instances_of(image: Image.Image, noun: str, segmenter: Segmenter) -> list[Image.Image]:
-    """Every instance of a noun, cut out.
+def instances_of(image: Image.Image, noun: str, segmenter: Segmenter) -> list[Instance]:
+    """Every instance of a noun.
 
     Raises:
         SceneError: a noun that the segmenter cannot look for.
@@ -104,28 +118,33 @@ def instances_of(image: Image.Image, noun: str, segmenter: Segmenter) -> list[Im
         masks = segmenter.find(image, noun)
     except KeyError:
         raise SceneError(f"the segmenter cannot look for {noun!r}") from None
-    return [cut for mask in masks if (cut := cut_out(image, mask)) is not None]
+    return [
+        Instance(cut, tight_box(np.asarray(mask, bool)))
+        for mask in masks
+        if (cut := cut_out(image, mask)) is not None
+    ]
 
 
 def instances_by_noun(
     image: Image.Image, nouns: Collection[str], segmenter: Segmenter
-) -> dict[str, list[Image.Image]]:
-    """Every instance of some nouns, cut out; nouns without any are left out.
+) -> dict[str, list[Instance]]:
+    """Every instance of some nouns; nouns without any are left out.
 
     Raises:
         SceneError: a noun that the segmenter cannot look for.
     """
     found = {noun: instances_of(image, noun, segmenter) for noun in dict.fromkeys(nouns)}
-    return {noun: images for noun, images in found.items() if images}
+    return {noun: own for noun, own in found.items() if own}
 
 
-def instance_similarity(
+def shared_out(
     found: Mapping[str, Float[Tensor, "I D"]], nouns: Mapping[str, str],
     references: Mapping[str, Float[Tensor, "R D"]],
-) -> Similarity:  # fmt: skip
-    """Each concept's instance against its references (table 3).
+) -> dict[str, tuple[int, float]]:  # fmt: skip
+    """By concept the number of its instance, and how like its references that is.
 
-    Concepts of one noun share its instances out so that they are most alike in all.
+    Concepts of one noun share its instances out so that they are most alike in all; who gets none
+    is left out.
 
     Args:
         found: by noun the features of its instances; a noun without any may be left out.
@@ -135,7 +154,7 @@ def instance_similarity(
     Raises:
         SceneError: a concept without references.
     """
-    assigned: dict[str, float] = {}
+    assigned: dict[str, tuple[int, float]] = {}
     for noun, features in found.items():
         names = [name for name, own in nouns.items() if own == noun]
         scores = np.array([
@@ -143,6 +162,15 @@ def instance_similarity(
             for name in names
         ]).reshape(len(names), len(features))  # fmt: skip
         rows, columns = linear_sum_assignment(scores, maximize=True)
-        assigned |= {names[i]: float(scores[i, k]) for i, k in zip(rows, columns)}
-    ordered = {name: assigned[name] for name in nouns if name in assigned}
+        assigned |= {names[i]: (int(k), float(scores[i, k])) for i, k in zip(rows, columns)}
+    return {name: assigned[name] for name in nouns if name in assigned}
+
+
+def instance_similarity(
+    found: Mapping[str, Float[Tensor, "I D"]], nouns: Mapping[str, str],
+    references: Mapping[str, Float[Tensor, "R D"]],
+) -> Similarity:  # fmt: skip
+    """Each concept's instance against its references (table 3); see `shared_out`."""
+    assigned = shared_out(found, nouns, references)
+    ordered = {name: like for name, (_, like) in assigned.items()}
     return Similarity(ordered, [name for name in nouns if name not in assigned])

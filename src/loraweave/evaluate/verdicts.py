@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .scores import Features
 
+OUTCOMES = ("right", "missing", "duplicated", "swapped", "blended")
 LEAST_QUANTILE = 0.05
 """Of the likeness of a concept's own references to one another, under which it is blended."""
 

@@ -10,10 +10,10 @@ import numpy as np
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image
 
+from ...evaluate.verdicts import OUTCOMES
 from ..codec import through
 from ..concepts import KNOWN, draw_subjects
 from ..judge import Judge
-from ..judge.verdict import OUTCOMES
 from ..scenes import PAIRS, ConceptScene, Split, scenes
 from ..style_reader import NAMES, StyleReader, styled
 from ..world import FULL_WORLD, Rendering, Subject, render, sample_drawing

@@ -18,8 +18,6 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-OUTCOMES = ("right", "missing", "duplicated", "swapped", "blended")
-
 
 @dataclass(frozen=True)
 class Instance:
@@ -49,7 +47,7 @@ class Verdict:
 
     Attributes:
         instances: everything that it saw.
-        outcomes: per concept of the scene one of `OUTCOMES`.
+        outcomes: per concept of the scene one of `evaluate.verdicts.OUTCOMES`.
         assigned: the instance that is taken for each concept, among those of its class; concepts
             without any are not in it.
     """

@@ -54,7 +54,7 @@ def _means(
     finally:
         pipe.unload_lora_weights()
     looking = Looking(judge, {kind: 1})
-    cut = [found[0] for image in images if (found := instances_of(image, kind, looking))]
+    cut = [found[0].image for image in images if (found := instances_of(image, kind, looking))]
     found = {"clip_i": clip.images(images), "dino": dino.images(images)}
     if cut:  # else the scorer will say that there is none
         found |= {"instance_clip_i": clip.images(cut), "instance_dino": dino.images(cut)}

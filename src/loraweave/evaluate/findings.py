@@ -1,0 +1,72 @@
+"""What becomes of each concept of a picture, and whether it is in its box, for any base."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..layout.boxes import Box, containment, intersection_over_union
+from ..region import several
+from ..scene import Scene
+from .scores import Scorer, features_of, pictures_of
+from .similarity import Instance, shared_out
+from .verdicts import verdicts
+
+
+@dataclass(frozen=True)
+class Found:
+    """What there is of a scene's concepts.
+
+    Attributes:
+        outcomes: right, missing, duplicated, swapped or blended, by concept; see `verdicts`.
+        places: by concept with a box, the intersection over union of its instance's box with it; 0
+            if there is no instance. Of several boxes that which suits best.
+        contained: likewise the share of the instance's box that lies in the given one.
+    """
+
+    outcomes: dict[str, str]
+    places: dict[str, float]
+    contained: dict[str, float]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data; without boxes only outcomes."""
+        told: dict[str, Any] = {"outcomes": self.outcomes}
+        return told | ({"iou": self.places, "containment": self.contained} if self.places else {})
+
+
+def boxes_of(scene: Scene, width: int, height: int) -> dict[str, list[Box]]:
+    """The boxes of each concept that has some, in a picture of this size (pixels)."""
+    named = {concept.name for concept in scene.concepts}
+    boxes = {
+        name: [r.fractions(width, height) for r in several(own) if r.box is not None]
+        for name, own in scene.regions.items() if name in named
+    }  # fmt: skip
+    return {name: own for name, own in boxes.items() if own}
+
+
+def look(
+    cut: Mapping[str, Sequence[Instance]], nouns: Mapping[str, str], scorer: Scorer,
+    boxes: Mapping[str, Sequence[Box]],
+) -> Found | None:  # fmt: skip
+    """Of one picture; None if the scorer knows no instances of the concepts.
+
+    DINO tells instances apart if it is there, else CLIP.
+
+    Args:
+        cut: the picture's instances by noun.
+        nouns: of its concepts, by name.
+        scorer: with references of instances.
+        boxes: see `boxes_of`.
+    """
+    kind = next((k for k in ("instance_dino", "instance_clip_i") if k in scorer.known), None)
+    if kind is None:
+        return None
+    features = features_of(pictures_of(cut), scorer.encoders[kind.removeprefix("instance_")])
+    known = {name: scorer.known[kind][name] for name in nouns}
+    whose = shared_out(features, nouns, known)
+    places, contained = dict.fromkeys(boxes, 0.0), dict.fromkeys(boxes, 0.0)
+    for name in boxes.keys() & whose.keys():
+        box = cut[nouns[name]][whose[name][0]].box
+        best = max(boxes[name], key=lambda own: intersection_over_union(box, own))
+        places[name] = round(intersection_over_union(box, best), 4)
+        contained[name] = round(containment(box, best), 4)
+    return Found(verdicts(features, nouns, known), places, contained)
