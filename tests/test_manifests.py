@@ -255,6 +255,18 @@ def test_boxes_are_measured_also_where_a_method_is_not_told(
         assert row["layout_iou"] == pytest.approx((1 + 0.5) / 2)
         assert row["containment"] == pytest.approx((1 + 0.5) / 2)
         assert 0 <= row["in_place"] <= 1
+    seen = bench("agreement", tmp_path / "own.yaml", "--results", results, "--json")
+    assert set(json.loads(seen.stdout)) == {"dino", "instance_dino", "pictures"}
+    tables = bench("papers", "1a", "--manifest", tmp_path / "own.yaml", "--results", results)
+    assert tables.exit_code == 0, tables.stderr
+    assert "on a base of one's own" in tables.stdout
+    head = bench("papers", "1a", "--manifest", tmp_path / "own.yaml", "--results", results,
+                 "--format", "csv").stdout.splitlines()  # fmt: skip
+    (line,) = (line for line in head if line.startswith("DINO avg"))
+    merged = rows["own"]["merge"]["dino_avg"]
+    assert f"{merged:.3f} [" in line
+    mixed = bench("agreement", tmp_path / "own.yaml", "pairs", "--results", results)
+    assert mixed.exit_code == 2
 
 
 # ---------------------------------------------------------------- outcomes by any segmenter

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from scipy.stats import mannwhitneyu, spearmanr
 
-from ..miniature.scoring import SCORES, scorer_version
+from ..miniature.scoring import SCORES
 from .jobs import Job
-from .rates import FAILURES, scene_seed
+from .rates import FAILURES, current, scene_seed
 from .report import NothingFinished, finished_rows
 
 Row = Mapping[str, Any]
@@ -17,7 +17,19 @@ RESAMPLES = 2000
 
 
 def agreement(jobs: Sequence[Job], folder: Path) -> dict[str, dict[str, Any]]:
-    """By score what it knows of the judge's findings, over all pictures of some jobs together.
+    """`agreement_of` the pictures of some jobs, without those by `alone`: they have one concept
+    each, and are scored against that one's.
+
+    Raises:
+        NothingFinished: no job has been scored.
+        SceneError: a file of results is damaged.
+    """
+    rows = finished_rows([job for job in jobs if job.method != "alone"], folder)
+    return agreement_of(rows, f"{folder}; use `loraweave bench run`")
+
+
+def agreement_of(every: Sequence[Row], where: str = "them") -> dict[str, dict[str, Any]]:
+    """By score what it knows of the judge's findings, over some pictures' results together.
 
     Of scores over concepts the least is taken, as in the papers' "min"; a concept without an
     instance counts as 0 for scores of instances.
@@ -27,25 +39,27 @@ def agreement(jobs: Sequence[Job], folder: Path) -> dict[str, dict[str, Any]]:
     several suites together say as much of the suites as of the scores.) `missing` to
     `blended` is the probability that a picture in which all is right has a higher score than one
     with such a failure: 1 if the score always sees it, .5 if it is blind; None without such
-    pictures. `pictures` counts each kind. The yardstick `alone` is left out: its pictures have one
-    concept each, and are scored against that one's.
+    pictures. `pictures` counts each kind.
+
+    Args:
+        every: results; those without outcomes, or without scores by today's encoders, do not count.
+        where: they are, for the error.
 
     Raises:
-        NothingFinished: no job has been scored.
-        SceneError: a file of results is damaged.
+        NothingFinished: none is left.
     """
-    every = finished_rows([job for job in jobs if job.method != "alone"], folder)
-    rows = [row for row in every if row.get("scorer") == scorer_version()]
+    rows = [row for row in every if row["outcomes"] and row.get("scores") and current(row)]
     if not rows:
-        raise NothingFinished(
-            f"no picture of this is scored in {folder}; use `loraweave bench run`"
-        )
+        raise NothingFinished(f"no picture of this is judged and scored in {where}")
     outcomes = [[row["outcomes"][name] for name in row["job"]["names"]] for row in rows]
     right = np.array([own.count("right") / len(own) for own in outcomes])
     number: dict[str, int] = {}
     whose = np.array([number.setdefault(scene_seed(row), len(number)) for row in rows])
     found: dict[str, dict[str, Any]] = {}
+    known = set.intersection(*(set(row["scores"]) for row in rows))
     for name, score in _scores().items():
+        if name not in known:
+            continue
         values = np.array([score(row) for row in rows])
         good = values[right == 1]
         found[name] = _rank(values, right, whose)

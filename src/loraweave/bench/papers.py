@@ -14,7 +14,7 @@ from pydantic import Field, StringConstraints
 
 from ..data_file import read_data
 from ..lora_ref import Data
-from .tables import Row
+from .tables import WHERE, Row
 
 FILE = Path(__file__).parent / "papers.yaml"
 OURS = "ours"
@@ -85,12 +85,15 @@ def paper_tables() -> dict[str, tuple[Paper, PaperTable]]:
     }
 
 
-def side_by_side(paper: Paper, table: PaperTable, ours: Mapping[str, Row]) -> Cells:
+def side_by_side(
+    paper: Paper, table: PaperTable, ours: Mapping[str, Row], where: str = WHERE
+) -> Cells:
     """A paper's table with what is measured here in the first columns.
 
     Args:
         paper, table: of `paper_tables`.
         ours: by method its row of `report`, of the table's suites.
+        where: ours were measured.
     """
     here = {label: figures.get(OURS) for label, figures in table.figures.items()}
     named = {f"{label} (here)": ours.get(str(method), {}) for label, method in here.items()}
@@ -106,7 +109,7 @@ def side_by_side(paper: Paper, table: PaperTable, ours: Mapping[str, Row]) -> Ce
     counts = sorted({row["scenes"] for row in ours.values()}) or [0]
     scenes = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
     title = (
-        f"{table.title}. Here: on the miniature, {scenes} pictures, mean [95 % interval]; "
+        f"{table.title}. Here: {where}, {scenes} pictures, mean [95 % interval]; "
         f"paper: {paper.title}, mean ± spread"
     )
     return Cells(title, head, lines)

@@ -52,7 +52,7 @@ def rates(found: Sequence[Row], missing: int) -> Row:
     return told
 
 
-def current(row: Row) -> bool:
+def current(row: Mapping[str, Any]) -> bool:
     """Whether its scores are by the encoders that ship now; a real base's are in its key."""
     return "models" in row["job"] or row.get("scorer") == scorer_version()
 

@@ -124,6 +124,20 @@ def _compared(
     return table
 
 
+def manifest_rows(folder: Path, suite: str) -> list[Row]:
+    """All results of a manifest.
+
+    Raises:
+        NothingFinished: there are none.
+        SceneError: a file is damaged.
+    """
+    rows = [row for path in sorted((folder / suite).glob("*.json"))
+            for row in read_results(path).values()]  # fmt: skip
+    if not rows:
+        raise NothingFinished(f"no results in {folder / suite}; use `loraweave bench run`")
+    return rows
+
+
 def finished_rows(jobs: Sequence[Job], folder: Path) -> list[Row]:
     """The results of those jobs that are finished.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 Row = Mapping[str, Any]
 WHERE = "on the miniature"
+OWN_BASE = "on a base of one's own"
 
 
 def _percent_ci(key: str) -> Callable[[Row], str]:

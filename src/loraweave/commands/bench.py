@@ -198,7 +198,7 @@ def report(
             _refuse(context, wrong, f"{suite} is reported whole")
             name = Path(suite).stem
             found[name] = report_all(results, name, names or None, against)
-            places[name] = OWN_BASE
+            places[name] = tables.OWN_BASE
             continue
         if not names:
             raise SceneError(f"no results of {suite!r} in {results}; use `loraweave bench run`")
@@ -283,7 +283,6 @@ OF_MANIFESTS = (
     "base", "lora_dir", "data", "clip", "dino", "references", "segmenter", "segmenter_model",
 )  # fmt: skip
 """Options that only one kind has."""
-OWN_BASE = "on a base of one's own"
 
 
 def _refuse(context: typer.Context, names: Sequence[str], reason: str) -> None:

@@ -15,7 +15,8 @@ from .bench_options import First, Format, Results, Size, Steps, Workers, names_o
 
 def agreement(
     suites: Annotated[
-        list[str] | None, typer.Argument(help="Suites.", show_default="all with results")
+        list[str] | None,
+        typer.Argument(help="Suites, or a manifest.", show_default="all with results"),
     ] = None,
     size: Size = "full",
     results: Results = Path("results"),
@@ -25,11 +26,22 @@ def agreement(
     """How far the papers' scores say what the judge says, over all pictures with scores."""
     from ..bench import agreement as of
     from ..bench import finished, methods_there, suite_jobs
-    from ..bench.tables import WHERE
+    from ..bench.agreement import agreement_of as of_rows
+    from ..bench.manifests import is_manifest
+    from ..bench.report import manifest_rows
+    from ..bench.tables import OWN_BASE, WHERE
+    from ..errors import SceneError
 
-    named = {suite: methods_there(results, suite) for suite in suites or finished(results)}
-    jobs = [job for suite, names in named.items() for job in suite_jobs(suite, names, size)]
-    found = of(jobs, results)
+    manifest = next((suite for suite in suites or () if is_manifest(suite)), None)
+    if manifest is not None:
+        if len(suites or ()) > 1:
+            raise SceneError(f"{manifest} is on a base of its own; ask for the other suites apart")
+        rows = manifest_rows(results, Path(manifest).stem)
+        found, where = of_rows(rows, str(results)), OWN_BASE
+    else:
+        named = {suite: methods_there(results, suite) for suite in suites or finished(results)}
+        jobs = [job for suite, names in named.items() for job in suite_jobs(suite, names, size)]
+        found, where = of(jobs, results), WHERE
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
@@ -41,7 +53,7 @@ def agreement(
         for name, row in found.items()
     ]  # fmt: skip
     lines.append(["pictures", str(counts["all"]), *(str(counts[kind]) for kind in kinds)])
-    title = f"what the papers' scores see, {WHERE}"
+    title = f"what the papers' scores see, {where}"
     _show(form, title, ["score", "rank correlation", *kinds], lines)
 
 
@@ -181,6 +193,10 @@ def papers(
         str | None, typer.Option(help="Names with commas.", show_default="the papers'")
     ] = None,
     size: Size = "full",
+    manifest: Annotated[
+        str | None,
+        typer.Option(help="Ours are what this one's results say, instead of the miniature's."),
+    ] = None,
     results: Results = Path("results"),
     form: Format = "table",
     as_json: options.AsJson = False,
@@ -188,20 +204,29 @@ def papers(
     """The papers' tables in their layout: ours from RESULTS, and beside it what they state."""
     from ..bench import NothingFinished, suite_jobs
     from ..bench import report as made
+    from ..bench.manifests import read_manifest
     from ..bench.papers import paper_tables, side_by_side
+    from ..bench.report import report_all
+    from ..bench.tables import OWN_BASE, WHERE
     from ..errors import MethodError
 
     known = paper_tables()
     shown = {}
+    own, where = None, WHERE
+    if manifest is not None:
+        where = OWN_BASE
+        own = report_all(results, read_manifest(manifest)[0], names_of(methods) or None)
     for name in [name if " " in name else f"clora {name}" for name in tables or known]:
         if name not in known:
             raise MethodError(f"no table {name!r}; there are: {', '.join(known)}")
         table, ours = known[name][1], {}
-        for method in names_of(methods) if methods else table.ours:
+        if own is not None:
+            ours = {m: row for m, row in own.items() if methods or m in table.ours}
+        for method in () if own is not None else names_of(methods) or table.ours:
             jobs = [job for suite in table.suites for job in suite_jobs(suite, [method], size)]
             with suppress(NothingFinished):
                 ours |= made(jobs, results)
-        shown[name] = side_by_side(*known[name], ours)
+        shown[name] = side_by_side(*known[name], ours, where)
     if as_json:
         typer.echo(json.dumps({name: asdict(cells) for name, cells in shown.items()}, indent=2))
         return
