@@ -65,7 +65,7 @@ def data(tmp_path) -> Path:
     ("name", "pictures", "loras"),
     [("clora", 2000, 5), ("composlora_reality", 240, 11),
      ("composlora_anime", 240, 11), ("customconcept101", 2, 2),
-     ("lora_composer", 200, 5)],
+     ("lora_composer", 200, 5), ("lora_composer_real", 300, 4)],
 )  # fmt: skip
 def test_what_ships_has_as_many_pictures_as_the_papers(name, pictures, loras, data):
     scenes, faults = check(read_manifest(name)[1], data, data)
@@ -100,6 +100,9 @@ def test_boxes_of_lora_composer_are_the_authors(data):
     region = scenes[0].regions["one"]
     assert region.fractions(1024, 512) == pytest.approx((300 / 1024, 20 / 512, 500 / 1024, 1))
     assert scenes[0].prompts["two"] == "a [sks|cat](two), near a lake"
+    scenes, _ = check(read_manifest("lora_composer_real")[1], data, data)
+    assert scenes[50].regions["two"].fractions(1024, 768)[0] == pytest.approx(600 / 1024)
+    assert len({(scene.prompt, scene.seed) for scene in scenes}) == len(scenes), "as reports need"
 
 
 @pytest.mark.parametrize(
@@ -310,6 +313,7 @@ def test_manifests_are_listed():
     found = json.loads(bench("manifests", "--json").stdout)
     assert set(found) == {
         "clora", "composlora_anime", "composlora_reality", "customconcept101", "lora_composer",
+        "lora_composer_real",
     }  # fmt: skip
     assert all(entry["needs"] for entry in found.values())
 
