@@ -1,7 +1,7 @@
-"""Write the tables of results.md and performance.md again (`make docs`).
+"""Write the tables of results.md, methods.md and performance.md again (`make docs`).
 
-Those of results.md by the commands that stand above them, those of performance.md also from the
-files that `loraweave bench speed -o` wrote.
+By the commands that stand above them; those of performance.md also from the files that `loraweave
+bench speed -o` wrote.
 """
 
 import json
@@ -15,6 +15,7 @@ from loraweave.cli import app
 from loraweave.commands.speed import table_of
 
 PAGE = Path(__file__).parent / "results.md"
+METHODS = Path(__file__).parent / "methods.md"
 SPEED = Path(__file__).parent / "performance.md"
 BLOCK = re.compile(r"(<!-- loraweave (.*?) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 MEASURED = re.compile(r"(<!-- speed (.*?) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
@@ -36,12 +37,12 @@ def filled(text: str, results: Path) -> str:
 
 def _block(found: re.Match[str], results: Path) -> str:
     words = shlex.split(found[2])
-    given = str(results / words.pop()) if words[-2:-1] == ["--results"] else str(results)
-    words = words[:-1] if words[-1] == "--results" else words
-    out = CliRunner().invoke(app, [*words, "--format", "markdown", "--results", given])
+    folder = results / "ablation" if words[1] == "ablation" else results
+    out = CliRunner().invoke(app, [*words, "--format", "markdown", "--results", str(folder)])
     if out.exit_code:
         raise RuntimeError(f"{found[2]}: {out.stderr}")
-    return found[1] + "\n" + TITLE.sub("", out.stdout).strip() + "\n\n" + found[3]
+    table = TITLE.sub("", out.stdout).strip()
+    return f"{found[1]}\n`loraweave {found[2]}`\n\n{table}\n\n{found[3]}"
 
 
 def with_speed(text: str) -> str:
@@ -59,5 +60,6 @@ def _measured(found: re.Match[str]) -> str:
 
 if __name__ == "__main__":
     results = PAGE.parents[1] / "results"
-    PAGE.write_text(filled(PAGE.read_text(), results))
+    for page in (PAGE, METHODS):
+        page.write_text(filled(page.read_text(), results))
     SPEED.write_text(with_speed(filled(SPEED.read_text(), results)))

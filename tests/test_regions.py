@@ -117,7 +117,7 @@ def test_prompts_of_regions(double, loras, method):
     assert texts == ["at night", "sks cat", "a zwx dog with a red ball"]
     assert len(words.of("b")) >= 2
     again = {"a": "[sks cat](a)", "b": "[zwx dog](b)"}
-    text = {"masked": {"text": "alone"}, "weave": {"context": 0.0, "early_context": 0.0}}
+    text = {"masked": {"text": "alone"}, "weave": {"placed_context": 0.0}}
     text = text.get(method, {})
     torch.testing.assert_close(
         draw(double, loras, method, prompts=again, settings=text).images,

@@ -71,6 +71,26 @@ def test_given_places_that_overlap_are_shared(double, loras):
     assert masks[2].sum() > 0
 
 
+THREE = "a [sks cat](a), a [zwx dog](b) and a [sks bird](c) in the meadow"
+
+
+def test_what_given_places_read(double, loras):
+    """Of three, own words from the start; neither early steps nor the sentence matter then."""
+    boxes = {"a": (0, 0, 0.3, 1), "b": (0.3, 0, 0.6, 1), "c": (0.7, 0, 1, 1)}
+    two, three = dict(list(boxes.items())[:2]), loras | {"c": loras["a"]}
+
+    def drawn(files, prompt, regions, **own):
+        return draw(double, files, prompt, regions=regions, settings=own).images
+
+    expected = drawn(three, THREE, boxes)
+    early = {"early": 1.0, "early_context": 0.9, "context": 0.8}
+    assert torch.equal(drawn(three, THREE, boxes, **early), expected)
+    assert torch.equal(drawn(three, THREE, boxes, placed_context=0.0), expected)
+    assert not torch.equal(drawn(three, THREE, boxes, placed_context=0.7), expected)
+    assert not torch.equal(drawn(three, THREE, boxes, outside="prompt"), expected)
+    assert not torch.equal(drawn(loras, PROMPT, two, **early), drawn(loras, PROMPT, two))
+
+
 def test_given_places_that_leave_no_room_are_an_error(double, loras):
     with pytest.raises(loraweave.RegionError, match="leave no place for 'b'"):
         draw(double, loras, regions={"a": (0, 0, 1, 1)})

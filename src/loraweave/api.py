@@ -26,7 +26,7 @@ from .lora.blocks import with_blocks
 from .lora.pipeline import gather_adapters
 from .lora.trigger import fill_triggers
 from .memory.plan import MaxMemory, kept_to, planned
-from .methods import Method, MethodSettings, get_method
+from .methods import METHODS, Method, MethodSettings, get_method
 from .noise import Generator, check_latents, noise_sources, seed_of
 from .output import ComposeOutput, versions
 from .scene import Condition, LoraRef, Scene
@@ -169,9 +169,10 @@ def compose(
     if method.regions == "no" and not weighed.issuperset(every_region):
         raise MethodError(f"{method.name} takes no regions; leave them out")
     if scene.prompts and not method.own_prompts:
+        others = ", ".join(name for name, one in METHODS.items() if one.own_prompts)
         raise MethodError(
             f"{method.name} has no text for each region, so {', '.join(scene.prompts)} cannot have "
-            "a prompt of its own; leave prompts out, or use lora_composer, masked or regional"
+            f"a prompt of its own; leave prompts out, or use one of: {others}"
         )
     _check_output(output_type, num_images_per_prompt)
     for name, number in (("batch_size", batch_size), ("pass_batch", pass_batch)):

@@ -9,7 +9,9 @@ what the base draws outside of all places has no LoRA (denoise/confined.py).
 What a place reads is a mixture of two texts, by their attention: the sentence with its own trigger
 and plain nouns for the others, which keeps the scene together, and its own words alone, which keep
 the others' nouns out. The sentence weighs more in early steps, when the layout is made. Outside of
-the places the sentence is read early, and later the rest of it without the concepts' words.
+the places the sentence is read early, and later the rest of it without the concepts' words. Where
+the user gives the places of three or more, there is no layout to make: each reads its own words
+from the start.
 
 Which of these parts matter is measured in docs/decisions/0017-weave.md.
 
@@ -50,6 +52,9 @@ class WeaveSettings(MethodSettings):
         early: the share of the steps that count as early.
         early_context: `context` there.
         room: area, as a share of the picture, up to which small places grow.
+        placed_context: where the user gives the places of all concepts, `context` early and late,
+            with `outside` from the start. If None, 0 for three and more, whose sentence has too
+            many others' nouns, and for two as where places are found.
         outside: what is read outside of the places, after the early steps: the whole `prompt`, or
             the `rest` of it without the concepts' words.
         attention: in self-attention a position sees the others as their own owners' keys and
@@ -62,6 +67,7 @@ class WeaveSettings(MethodSettings):
     context: float = Field(0.4, ge=0, le=1)
     early: float = Field(0.3, ge=0, le=1)
     early_context: float = Field(0.6, ge=0, le=1)
+    placed_context: float | None = Field(None, ge=0, le=1)
     room: float = Field(0.08, ge=0, le=1)
     outside: Outside = "rest"
     attention: Literal["keys", "queries"] = "keys"
@@ -73,7 +79,7 @@ class Weave(Method):
     name = "weave"
     summary = "places found by attention, each drawn as by its LoRA alone, in one call a step"
     source = "LoRAWeave, docs/decisions/0017-weave.md"
-    passes = "1"
+    passes = "1, and a fifth for the layout"
     regions = "found, or from the user"
     own_prompts = True
     refuses = ("LoRAs of layers without places (time embedding)",)
@@ -144,14 +150,19 @@ class WeaveStage(Stage):
         self.guidance = composition.scene.guidance_scale
         self.executor, self.settings, self.given, self.layout = executor, settings, given, layout
         self.concepts = composition.concepts
-        # A single concept has no other's noun to keep out.
-        self.lonely = len(self.concepts) == 1
+        self.context, self.early_context = settings.context, settings.early_context
+        early_outside, placed = "prompt", settings.placed_context
+        if layout is None and (placed is not None or len(self.concepts) > 2):
+            early_outside, self.context = settings.outside, placed or 0.0
+            self.early_context = self.context
+        if len(self.concepts) == 1:  # which has no other's noun to keep out
+            self.context = self.early_context = 1.0
         by_query = settings.attention == "queries"
         self.early, self.late = (
             Confined(executor, [
                 *owners(composition, "own", outside), *owners(composition, "alone", outside)[1:]
             ], by_query)
-            for outside in ("prompt", settings.outside)
+            for outside in (early_outside, settings.outside)
         )  # fmt: skip
         self.places = torch.empty(0)  # (B, N, H, W)
         self._mixed: dict[float, Tensor] = {}
@@ -191,8 +202,7 @@ class WeaveStage(Stage):
     def predict(self, latents: Tensor, i: int, t: Tensor) -> Float[Tensor, "B C H W"]:
         settings = self.settings
         soon = i < settings.early * len(self.scheduler.timesteps)
-        context = settings.early_context if soon else settings.context
-        masks = self._mixture(1.0 if self.lonely else context)
+        masks = self._mixture(self.early_context if soon else self.context)
         confined = self.early if soon else self.late
         out = confined.evaluate(masks, self.scheduler.scale(latents, t), t)
         assert out.noise is not None
