@@ -174,7 +174,10 @@ def report(
     form: Format = "table",
     as_json: options.AsJson = False,
 ) -> None:
-    """Rates of what is finished, with 95 % bootstrap intervals and paired differences."""
+    """Rates of what is finished, with 95 % bootstrap intervals and paired differences.
+
+    In the layout of the papers' tables: `bench papers`.
+    """
     from ..bench import NothingFinished, finished, methods_there, suite_jobs, tables
     from ..bench import report as made
     from ..bench.manifests import is_manifest
