@@ -10,10 +10,9 @@ from PIL import Image
 
 from loraweave.api import compose
 from loraweave.bench import read_suite, run_jobs, suite_jobs
-from loraweave.bench.ablation import DEFAULT, ablation_jobs, ablation_report, read_ablation
+from loraweave.bench.ablation import ablation_jobs, read_ablation
 from loraweave.bench.grid import grid
-from loraweave.bench.page import ablation_chart, agreement_chart, charts, gathered
-from loraweave.bench.tables import WHERE
+from loraweave.bench.page import ablated, agreement_chart, charts, gathered
 from loraweave.evaluate.figures import labelled_grid, maps_figure, with_boxes
 from loraweave.loading import load
 from loraweave.lora_ref import LoraRef
@@ -31,8 +30,6 @@ from loraweave.miniature.world import BACKGROUNDS, FULL_WORLD, KINDS, render, sa
 
 PICTURES = Path(__file__).parent / "pictures"
 RESULTS = Path(__file__).parents[1] / "results"
-ABLATED = 12
-"""So many scene-seeds have all variants of clora."""
 SHOWN = (
     "success", "cost", "suites", "agreement", "ablation", "failures_pairs", "failures_same_class",
 )  # fmt: skip
@@ -186,10 +183,9 @@ def evidence(folder: Path) -> None:
     scored = suite_jobs("pairs", list(found["pairs"]), "full")
     if (chart := agreement_chart(scored, RESULTS)) is not None:
         shown["agreement"] = chart[1]
-    of_clora = ablation_jobs(read_ablation("clora"), first=ABLATED)
-    title = f"clora on pairs, one setting changed at a time, {WHERE}, {ABLATED} scene-seeds"
-    rows = ablation_report(of_clora, RESULTS / "ablation")
-    shown["ablation"] = ablation_chart(rows, title, DEFAULT)
+    of_clora = ablation_jobs(read_ablation("clora"))
+    if (chart := ablated(of_clora, RESULTS / "ablation", "clora on pairs")) is not None:
+        shown["ablation"] = chart[1]
     for name in SHOWN:
         (folder / f"results_{name}.png").write_bytes(shown[name])
 

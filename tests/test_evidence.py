@@ -396,6 +396,10 @@ def test_what_is_searched_if_nothing_is_said_fits_the_method(method):
     found = read_search(method, {})
     assert set(found) <= set(type(METHODS[method]().settings).model_fields)
     assert len(found) >= 1
+    usual = METHODS[method]().settings.model_dump()
+    for key, one in found.items():
+        if isinstance(usual[key], float):
+            assert {type(one.low), type(one.high)} == {float}, key
 
 
 def test_flops_are_counted_beside_the_result(tmp_path):

@@ -33,7 +33,10 @@ class Halves:
 
 @pytest.fixture
 def scorer():
-    return Scorer(dino=Colours(), known={"instance_dino": {"rex": RED, "tom": BLUE}})
+    sides = torch.tensor([[0, 0.1, 0], [0, -0.1, 0]])
+    twice = {name: torch.nn.functional.normalize(own + sides)
+             for name, own in (("rex", RED), ("tom", BLUE))}  # fmt: skip
+    return Scorer(dino=Colours(), known={"instance_dino": twice})
 
 
 def found(scorer, left, right, boxes):
@@ -55,6 +58,11 @@ def test_right_and_in_place_by_hand(scorer):
 def test_swapped_colours_are_seen(scorer):
     seen = found(scorer, "red", "blue", {})
     assert seen.as_dict() == {"outcomes": {"rex": "swapped", "tom": "swapped"}}
+
+
+def test_that_blended_cannot_be_told_is_said():
+    one = Scorer(dino=Colours(), known={"instance_dino": {"rex": RED, "tom": BLUE}})
+    assert found(one, "blue", "red", {}).as_dict()["not_told"] == ["blended"]
 
 
 def test_nobody_looks_without_references_of_instances(scorer):

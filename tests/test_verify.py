@@ -37,13 +37,19 @@ def other_outcome(row):
     row["scores"]["clip_t"] += 0.25
 
 
+def other_figure(row):
+    row["scores"]["dino"][row["job"]["names"][0]] += 0.125
+
+
 def told(*words):
     return CliRunner().invoke(app, ["bench", *map(str, words)])
 
 
 def test_what_is_made_again_is_the_same(drawn):
     row = verify(drawn, drawn)["pairs/base"]
-    assert row == {"both": 2, "same": 2, "others": [], "score": 0, "versions": "the same"}
+    assert row == {
+        "both": 2, "same": 2, "others": [], "largest": 0, "versions": "the same", "fine": True,
+    }  # fmt: skip
     assert told("verify", drawn, "--against", drawn).exit_code == 0
 
 
@@ -57,11 +63,21 @@ def test_one_picture_may_differ_on_other_versions_only(drawn, tmp_path):
     assert result.exit_code == 1
     row = json.loads(result.stdout)["pairs/base"]
     assert (row["both"], row["same"], len(row["others"])) == (2, 1, 1)
-    assert row["score"] == pytest.approx(0.25)
+    assert row["largest"] == pytest.approx(0.25)
     old = changed(drawn, tmp_path / "old", older)
     result = told("verify", old, "--against", drawn)
     assert result.exit_code == 0
     assert "others" in result.stdout
+    unsaid = changed(drawn, tmp_path / "unsaid", lambda row: row.pop("made"))
+    assert verify(unsaid, drawn)["pairs/base"]["versions"] == "unknown"
+
+
+def test_on_the_same_versions_every_figure_counts(drawn, tmp_path):
+    folder = changed(drawn, tmp_path / "r", other_figure)
+    row = verify(folder, drawn)["pairs/base"]
+    assert (row["same"], row["others"], row["fine"]) == (1, [], False)
+    assert row["largest"] == pytest.approx(0.125)
+    assert told("verify", folder, "--against", drawn).exit_code == 1
 
 
 def test_nothing_in_common_is_an_error(drawn, tmp_path):
@@ -88,4 +104,4 @@ def test_several_suites_in_one_run(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"pairs", "three"}
     mixed = told("run", "pairs", "clora", *few)
     assert mixed.exit_code == 2
-    assert "run the other suites apart" in mixed.stderr
+    assert "in another command" in mixed.stderr

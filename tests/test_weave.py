@@ -84,7 +84,12 @@ def test_what_given_places_read(double, loras):
 
     expected = drawn(three, THREE, boxes)
     early = {"early": 1.0, "early_context": 0.9, "context": 0.8}
-    assert torch.equal(drawn(three, THREE, boxes, **early), expected)
+    assert torch.equal(drawn(three, THREE, boxes, early=1.0), expected)
+    assert torch.equal(drawn(three, THREE, boxes, placed_context=0.0, **early), expected)
+    with pytest.raises(loraweave.MethodError, match="use placed_context"):
+        drawn(three, THREE, boxes, **early)
+    with pytest.raises(loraweave.MethodError, match="here places are found"):
+        drawn(three, THREE, two, placed_context=0.5)
     assert torch.equal(drawn(three, THREE, boxes, placed_context=0.0), expected)
     assert not torch.equal(drawn(three, THREE, boxes, placed_context=0.7), expected)
     assert not torch.equal(drawn(three, THREE, boxes, outside="prompt"), expected)

@@ -13,7 +13,7 @@ from ..lora_ref import Data
 from ..precision import DType
 from .jobs import Job, suite_jobs
 from .rates import Row
-from .report import compared, report
+from .report import compared, finished_scenes, report
 from .suites import Size
 
 FOLDER = Path(__file__).parent / "ablations"
@@ -100,6 +100,22 @@ def _how(variant: str, given: Any) -> dict[str, Any]:
         return Run.model_validate(given).model_dump(exclude_unset=True)
     except SceneError as error:
         raise MethodError(f"{variant!r}, {RUN}: {error}") from None
+
+
+def in_common(jobs: Mapping[str, Sequence[Job]], folder: Path) -> dict[str, list[Job]]:
+    """Of all variants that have results the jobs of those scene-seeds that all of them have.
+
+    Side by side, as in a chart, only these can be compared.
+
+    Raises:
+        SceneError: a file of results is damaged.
+    """
+    finished = {name: finished_scenes(own, folder) for name, own in jobs.items()}
+    shared = set.intersection(*(own for own in finished.values() if own), finished[DEFAULT])
+    return {
+        name: [job for job in own if job.scene_key in shared]
+        for name, own in jobs.items() if finished[name]
+    }  # fmt: skip
 
 
 def ablation_report(jobs: Mapping[str, Sequence[Job]], folder: Path) -> dict[str, Row]:

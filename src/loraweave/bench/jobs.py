@@ -103,7 +103,9 @@ class Job:
 
     def description(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        flat = {**asdict(self), **asdict(self.scene), "settings": told_settings(self.settings)}
+        placed = len(self.scene.names) if self.scene.placed else 0
+        own = told_settings(self.settings, placed)
+        flat = {**asdict(self), **asdict(self.scene), "settings": own}
         del flat["scene"]
         if self.suite in suite_names():  # which says whether it is placed
             del flat["placed"]
@@ -111,9 +113,16 @@ class Job:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in told.items()}
 
 
-def told_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that a key has: all but what it is older than."""
-    return {k: v for k, v in settings.items() if k not in LATER_SETTINGS or v != LATER_SETTINGS[k]}
+def told_settings(settings: Mapping[str, Any], placed: int = 0) -> dict[str, Any]:
+    """Those that a key has: all but what it is older than.
+
+    Args:
+        settings: all of a method's.
+        placed: how many concepts have their place given; of three and more what they read is newer
+            than results that do not name it.
+    """
+    older = {k: v for k, v in LATER_SETTINGS.items() if placed < 3 or k != "placed_context"}
+    return {k: v for k, v in settings.items() if k not in older or v != older[k]}
 
 
 class MiniatureDrawer:

@@ -14,7 +14,14 @@ from pathlib import Path
 from ..evaluate.charts import Estimate, colours, curves, intervals, matrix, outcomes
 from ..methods import METHODS
 from ..miniature.judged import YARDSTICKS
-from .ablation import DEFAULT, ablation_jobs, ablation_names, ablation_report, read_ablation
+from .ablation import (
+    DEFAULT,
+    ablation_jobs,
+    ablation_names,
+    ablation_report,
+    in_common,
+    read_ablation,
+)
 from .agreement import agreement
 from .grid import grid
 from .jobs import Job, suite_jobs
@@ -102,14 +109,19 @@ def ablation_charts(folder: Path, size: Size = "full") -> dict[str, tuple[str, b
     made = {}
     for name in ablation_names():
         read = read_ablation(name)
-        try:
-            rows = ablation_report(ablation_jobs(read, size), folder)
-        except NothingFinished:
-            continue
-        if len(rows) > 1:
-            title = f"{name}: {read.method} on {read.suite}, one thing changed at a time, {WHERE}"
-            made[f"ablation_{name}"] = title, ablation_chart(rows, title, DEFAULT)
+        if found := ablated(ablation_jobs(read, size), folder, f"{read.method} on {read.suite}"):
+            made[f"ablation_{name}"] = found
     return made
+
+
+def ablated(jobs: Mapping[str, Sequence[Job]], folder: Path, what: str) -> tuple[str, bytes] | None:
+    """A caption and a PNG of an ablation's variants, over the scene-seeds that all of them have;
+    None if that are none, or nothing is varied."""
+    shared = in_common(jobs, folder)
+    if len(shared) < 2 or not shared.get(DEFAULT):
+        return None
+    title = f"{what}, one thing changed at a time, {WHERE}, {len(shared[DEFAULT])} scene-seeds"
+    return title, ablation_chart(ablation_report(shared, folder), title, DEFAULT)
 
 
 def _kept_grid(

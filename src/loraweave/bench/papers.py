@@ -27,6 +27,7 @@ class PaperTable(Data):
     Attributes:
         title: what it is about.
         suites: whose results stand for it here; several are taken together.
+        concepts: how many its pictures have, for results of manifests.
         rows: what is measured, by key, and how the table calls it.
         figures: by the paper's name of a method its figures (mean and spread, or as it writes
             them), and as `ours` the method of that name here; without it there is none here yet.
@@ -34,6 +35,7 @@ class PaperTable(Data):
 
     title: str
     suites: Annotated[list[str], Field(min_length=1)]
+    concepts: Annotated[list[int], Field(min_length=1)]
     rows: dict[str, str]
     figures: dict[str, dict[str, Figure]]
 

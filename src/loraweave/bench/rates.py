@@ -23,6 +23,9 @@ _NOT_THE_SCENE = (
 
 def scene_seed(row: Mapping[str, Any]) -> str:
     """The same for results of one scene with one noise, by any method and in any wording."""
+    if "models" in row["job"]:  # a manifest's, in which some methods are told boxes
+        scene = row["job"]["scene"]
+        return json.dumps([row["job"]["suite"], scene["prompt"], scene["seed"]])
     told = {key: value for key, value in row["job"].items() if key not in _NOT_THE_SCENE}
     return json.dumps(told, sort_keys=True)
 

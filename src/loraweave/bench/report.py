@@ -1,7 +1,7 @@
 """Rates of a suite's results, with intervals and paired differences."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,16 @@ class NothingFinished(SceneError):
 def report(jobs: Sequence[Job], folder: Path, against: str | None = None) -> dict[str, Row]:
     """By method how much succeeds, how the rest fails, what it costs, and differences.
 
-    Shares are in [0, 1]; `..._ci` is a 95 % bootstrap interval over scene-seeds. `success` is the
-    share of pictures in which every concept is right, `right` that of the concepts, and `missing`
-    to `blended` those of the concepts that fail so. Of scenes with boxes `in_place` is the share
-    of the concepts that are right and keep their box at an intersection over union of .5,
-    `layout_iou` the mean of that overlap, `containment` the mean share of an instance's box in the
-    given one, `likeness` the mean cosine of an instance and its concept. `extra` is the share of
-    what comes on top of the concepts (a style, a relation) that is right. `clip_t`, and
-    `clip_i_min` to `instance_dino_max`, are the papers' scores, the latter over the concepts of a
-    picture, of instances over those that were found. `cost` is a mean over the pictures.
-    Differences in the same shares are over the scene-seeds that both methods have.
+    Shares are in [0, 1]; `..._ci` is a 95 % interval over scene-seeds, see `bootstrap`. `success`
+    is the share of pictures in which all that was asked for is right, `right` the share of it that
+    is, and `missing` to `blended` those of the concepts that fail so. Of scenes with boxes
+    `in_place` is the share of the concepts that are right and keep their box at an intersection
+    over union of .5, `layout_iou` the mean of that overlap, `containment` the mean share of an
+    instance's box in the given one, `likeness` the mean cosine of an instance and its concept.
+    `extra` is the share of what comes on top of the concepts (a style, a relation) that is right.
+    `clip_t`, and `clip_i_min` to `instance_dino_max`, are the papers' scores, the latter over the
+    concepts of a picture, of instances over those that were found. `cost` is a mean over the
+    pictures. Differences in the same shares are over the scene-seeds that both methods have.
 
     Args:
         jobs: of one suite; those that are not finished are counted as `open`.
@@ -62,20 +62,31 @@ def compared(
 
 
 def report_all(
-    folder: Path, suite: str, methods: Sequence[str] | None = None, against: str | None = None
-) -> dict[str, Row]:
+    folder: Path, suite: str, methods: Sequence[str] | None = None, against: str | None = None,
+    concepts: Collection[int] | None = None,
+) -> dict[str, Row]:  # fmt: skip
     """The same for all results of a suite, whatever base they are of; for manifests.
 
     Args:
         folder, suite: where the files are.
         methods: of which; all if None.
         against: the method that the others are compared with; the first if None.
+        concepts: only pictures of so many; all if None.
 
     Raises:
         NothingFinished: there are none.
         SceneError: a file is damaged, or has results of several settings or bases.
         MethodError: `against` is none of the methods.
     """
+    by_method = manifest_rows(folder, suite, methods, concepts)
+    return _compared(by_method, Counter(), folder, against or next(iter(by_method), None))
+
+
+def manifest_rows(
+    folder: Path, suite: str, methods: Sequence[str] | None = None,
+    concepts: Collection[int] | None = None,
+) -> dict[str, ByScene]:  # fmt: skip
+    """By method and scene all results of a manifest; see `report_all`."""
     by_method: dict[str, ByScene] = {}
     ways: dict[str, Any] = {}
     there = sorted(path.stem for path in (folder / suite).glob("*.json"))
@@ -96,8 +107,11 @@ def report_all(
                         f"{path} or a file beside it has results of several versions: {what}; "
                         "they cannot be compared, so give each a folder of its own with --results"
                     )
-            rows[scene] = row
-    return _compared(by_method, Counter(), folder, against or next(iter(by_method), None))
+            if concepts is None or len(job["names"]) in concepts:
+                rows[scene] = row
+    if not by_method:
+        raise NothingFinished(f"no results in {folder / suite}; use `loraweave bench run`")
+    return by_method
 
 
 _SCENE = ("width", "height", "num_inference_steps", "guidance_scale", "scheduler")
@@ -124,20 +138,6 @@ def _compared(
     return table
 
 
-def manifest_rows(folder: Path, suite: str) -> list[Row]:
-    """All results of a manifest.
-
-    Raises:
-        NothingFinished: there are none.
-        SceneError: a file is damaged.
-    """
-    rows = [row for path in sorted((folder / suite).glob("*.json"))
-            for row in read_results(path).values()]  # fmt: skip
-    if not rows:
-        raise NothingFinished(f"no results in {folder / suite}; use `loraweave bench run`")
-    return rows
-
-
 def finished_rows(jobs: Sequence[Job], folder: Path) -> list[Row]:
     """The results of those jobs that are finished.
 
@@ -145,6 +145,15 @@ def finished_rows(jobs: Sequence[Job], folder: Path) -> list[Row]:
         SceneError: a file of results is damaged.
     """
     return [found for _, found in _found(jobs, folder)]
+
+
+def finished_scenes(jobs: Sequence[Job], folder: Path) -> set[Any]:
+    """Keys of the scenes of those jobs that are finished.
+
+    Raises:
+        SceneError: a file of results is damaged.
+    """
+    return {job.scene_key for job, _ in _found(jobs, folder)}
 
 
 def _found(jobs: Sequence[Job], folder: Path) -> Iterator[tuple[Job, Row]]:

@@ -7,19 +7,23 @@ it what the judge says.
 from pathlib import Path
 from typing import Any
 
+from .rates import current
 from .report import NothingFinished
 from .run import read_results
 
 MOST = 1
 """So many pictures of a method on a suite may come out differently on other versions."""
+FIGURES = ("places", "contained", "likeness", "scores")
 
 
 def verify(mine: Path, theirs: Path) -> dict[str, dict[str, Any]]:
     """By `suite/method` what is the same in two folders of results.
 
-    Of the jobs that both have: `both` counts them, `same` those in which every outcome is the same,
-    `others` has the scenes of the rest, and `score` is the largest difference of a score (None
-    without scores by the same encoders). `versions` says whether the libraries were the same.
+    Of the jobs that both have: `both` counts them; `same` those of which all that both measured is
+    the same; `others` has the scenes of those with other outcomes; `largest` is the largest
+    difference of another figure. `versions` says whether the libraries were `the same` or `others`,
+    or are `unknown`. `fine` is whether nothing differs on the same versions, or on others no more
+    than one outcome does.
 
     Raises:
         NothingFinished: no job is in both.
@@ -37,28 +41,48 @@ def verify(mine: Path, theirs: Path) -> dict[str, dict[str, Any]]:
 
 
 def _compared(both: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Any]:
+    distances = [_distance(one, other) for one, other in both]
     others = [one["job"] for one, other in both if one["outcomes"] != other["outcomes"]]
-    scores = [
-        abs(a[key] - b[key])
-        for one, other in both
-        if one.get("scores") and one.get("scorer") == other.get("scorer")
-        for a, b in [(_numbers(one["scores"]), _numbers(other["scores"]))]
-        for key in a.keys() & b.keys()
-    ]
-    libraries = [
-        {key: value for key, value in row.get("made", {}).items() if key != "machine"}
-        for pair in both for row in pair
-    ]  # fmt: skip
-    return {
+    told = {
         "both": len(both),
-        "same": len(both) - len(others),
-        "others": [f"{', '.join(job['names'])}, seed {job.get('seed')}" for job in others],
-        "score": max(scores, default=None),
-        "versions": "the same" if all(one == libraries[0] for one in libraries) else "others",
+        "same": sum(
+            one["outcomes"] == other["outcomes"] and not distance
+            for (one, other), distance in zip(both, distances)
+        ),
+        "others": [_scene(job) for job in others],
+        "largest": max(distances),
+        "versions": _versions([row for pair in both for row in pair]),
     }
+    alike = told["versions"] == "the same"
+    return told | {"fine": told["same"] == len(both) if alike else len(others) <= MOST}
 
 
-def _numbers(scores: Any, above: str = "") -> dict[str, float]:
-    if not isinstance(scores, dict):
-        return {above: float(scores)}
-    return {k: v for key, own in scores.items() for k, v in _numbers(own, f"{above}/{key}").items()}
+def _versions(rows: list[dict[str, Any]]) -> str:
+    if not all("made" in row for row in rows):
+        return "unknown"
+    libraries = [{k: v for k, v in row["made"].items() if k != "machine"} for row in rows]
+    return "the same" if all(one == libraries[0] for one in libraries) else "others"
+
+
+def _scene(job: dict[str, Any]) -> str:
+    """In words: of a suite, or of a manifest."""
+    scene = job.get("scene", job)
+    return f"{', '.join(job['names'])}, seed {scene['seed']}"
+
+
+def _distance(one: dict[str, Any], other: dict[str, Any]) -> float:
+    """The largest difference of a figure that both have, by the same encoders."""
+    alike = current(one) and current(other)
+    mine, theirs = (
+        _numbers({k: row[k] for k in FIGURES if k in row and (alike or k != "scores")})
+        for row in (one, other)
+    )
+    return max((abs(mine[key] - theirs[key]) for key in mine.keys() & theirs.keys()), default=0.0)
+
+
+def _numbers(figures: Any, above: str = "") -> dict[str, float]:
+    if not isinstance(figures, dict):
+        return {above: float(figures)}
+    return {
+        k: v for key, own in figures.items() for k, v in _numbers(own, f"{above}/{key}").items()
+    }

@@ -1,7 +1,6 @@
 """`loraweave bench`: suites of scenes, run so that they resume, and reported."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,7 +23,9 @@ from .bench_options import (
     Steps,
     Suites,
     Workers,
+    manifest_of,
     names_of,
+    refuse,
     settings_of,
 )
 from .job import check_device
@@ -101,7 +102,6 @@ def run(
     is 1.
     """
     from ..bench import run_jobs, suite_jobs
-    from ..bench.manifests import is_manifest
     from ..bench.real import Setting, real_jobs
     from ..progress import silence_libraries
 
@@ -110,11 +110,8 @@ def run(
     names, jobs = names_of(methods), []
     own = settings_of(names, settings)
     suites = list(dict.fromkeys(suites or ["pairs"]))
-    if manifest := next((suite for suite in suites if is_manifest(suite)), None):
-        suite = manifest
-        if len(suites) > 1:
-            raise SceneError(f"{suite} is drawn on a base of yours; run the other suites apart")
-        _refuse(context, OF_SUITES, f"{suite} says itself what is drawn")
+    if (suite := manifest_of(suites)) is not None:
+        refuse(context, OF_SUITES, f"{suite} says itself what is drawn")
         if base is None or lora_dir is None:
             raise SceneError(f"{suite} needs --base and --lora-dir")
         setting = Setting(
@@ -127,7 +124,7 @@ def run(
         )  # fmt: skip
         keep = True
     else:
-        _refuse(context, OF_MANIFESTS, f"{suites[0]} is drawn on the miniature")
+        refuse(context, OF_MANIFESTS, f"{suites[0]} is drawn on the miniature")
         jobs = [
             job for suite in suites for job in suite_jobs(
                 suite, names, size, split=split, steps=steps, settings=own, first=scenes,
@@ -198,7 +195,7 @@ def report(
     for suite, names in own.items():
         if suite in manifests:
             wrong = (*OF_SUITES, "dtype", "settings", "scenes", "device")
-            _refuse(context, wrong, f"{suite} is reported whole")
+            refuse(context, wrong, f"{suite} is reported whole")
             name = Path(suite).stem
             found[name] = report_all(results, name, names or None, against)
             places[name] = tables.OWN_BASE
@@ -286,15 +283,6 @@ OF_MANIFESTS = (
     "base", "lora_dir", "data", "clip", "dino", "references", "segmenter", "segmenter_model",
 )  # fmt: skip
 """Options that only one kind has."""
-
-
-def _refuse(context: typer.Context, names: Sequence[str], reason: str) -> None:
-    """Raise for options that are given though they would not be used."""
-    for name in names:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            option = {"settings": "set"}.get(name, name).replace("_", "-")
-            raise SceneError(f"{reason}; leave --{option} out")
 
 
 def _text(path: Path | None) -> str | None:

@@ -1,10 +1,12 @@
 """Arguments that several commands of `bench` share."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from ..errors import SceneError
 from . import options
 from .for_each import by_method
 
@@ -52,3 +54,26 @@ def settings_of(names: list[str], settings: list[str] | None) -> dict[str, dict[
     from ..miniature.judged import YARDSTICKS
 
     return by_method(names, options.read_settings(settings), YARDSTICKS)
+
+
+def manifest_of(suites: Sequence[str]) -> str | None:
+    """The manifest among some suites' names.
+
+    Raises:
+        SceneError: it is not alone.
+    """
+    from ..bench.manifests import is_manifest
+
+    found = next((suite for suite in suites if is_manifest(suite)), None)
+    if found is not None and len(suites) > 1:
+        raise SceneError(f"{found} is on a base of yours; name the other suites in another command")
+    return found
+
+
+def refuse(context: typer.Context, names: Sequence[str], reason: str) -> None:
+    """Raise for options that are given though they would not be used."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = {"settings": "set"}.get(name, name).replace("_", "-")
+            raise SceneError(f"{reason}; leave --{option} out")

@@ -67,7 +67,7 @@ def evaluate(
     ] = None,
     segmenter: Annotated[
         str | None,
-        typer.Option(help="For scores of instances: miniature, clipseg or grounded_sam."),
+        typer.Option(help="For instances, failures, boxes: miniature, clipseg or grounded_sam."),
     ] = None,
     segmenter_model: Annotated[
         list[Path] | None,
@@ -76,7 +76,10 @@ def evaluate(
     device: options.Device = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Scores of pictures as in the papers: CLIP-T, and CLIP-I and DINO against references."""
+    """Scores of pictures as in the papers: CLIP-T, and CLIP-I and DINO against references.
+
+    With a segmenter also what becomes of each concept, and whether it is in its box.
+    """
     from ..detect import get_segmenter
     from ..evaluate.encoders import Clip, Dino
     from ..evaluate.pictures import evaluate_pictures, read_made

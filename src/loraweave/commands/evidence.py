@@ -10,10 +10,21 @@ from typing import Annotated
 import typer
 
 from . import options
-from .bench_options import First, Format, Results, Size, Steps, Workers, names_of
+from .bench_options import (
+    First,
+    Format,
+    Results,
+    Size,
+    Steps,
+    Workers,
+    manifest_of,
+    names_of,
+    refuse,
+)
 
 
 def agreement(
+    context: typer.Context,
     suites: Annotated[
         list[str] | None,
         typer.Argument(help="Suites, or a manifest.", show_default="all with results"),
@@ -27,17 +38,16 @@ def agreement(
     from ..bench import agreement as of
     from ..bench import finished, methods_there, suite_jobs
     from ..bench.agreement import agreement_of as of_rows
-    from ..bench.manifests import is_manifest
+    from ..bench.manifests import read_manifest
     from ..bench.report import manifest_rows
     from ..bench.tables import OWN_BASE, WHERE
-    from ..errors import SceneError
 
-    manifest = next((suite for suite in suites or () if is_manifest(suite)), None)
-    if manifest is not None:
-        if len(suites or ()) > 1:
-            raise SceneError(f"{manifest} is on a base of its own; ask for the other suites apart")
-        rows = manifest_rows(results, Path(manifest).stem)
-        found, where = of_rows(rows, str(results)), OWN_BASE
+    if (manifest := manifest_of(suites or ())) is not None:
+        refuse(context, ("size",), f"of {manifest} all pictures count")
+        rows = manifest_rows(results, read_manifest(manifest)[0]).values()
+        every = [row for own in rows for row in own.values()]
+        hint = f"{results}; `bench run` does so with --references, --clip or --dino, --segmenter"
+        found, where = of_rows(every, hint), f"{OWN_BASE}, {manifest}"
     else:
         named = {suite: methods_there(results, suite) for suite in suites or finished(results)}
         jobs = [job for suite, names in named.items() for job in suite_jobs(suite, names, size)]
@@ -74,7 +84,8 @@ def ablation(
     """One method with its settings changed one after the other, against its default."""
     from ..bench import NothingFinished, run_jobs, tables
     from ..bench.ablation import DEFAULT, ablation_jobs, ablation_report, read_ablation
-    from ..bench.page import ablation_chart
+    from ..bench.page import ablated
+    from ..errors import SceneError
     from ..files import write_atomically
     from ..output import check_output_path
     from .report import show_table
@@ -98,7 +109,10 @@ def ablation(
         raise
     title = f"{read.method} on {read.suite}, one thing changed at a time"
     if chart is not None:
-        write_atomically(chart, ablation_chart(rows, f"{title}, {tables.WHERE}", DEFAULT))
+        made = ablated(jobs, results, f"{read.method} on {read.suite}")
+        if made is None:
+            raise SceneError(f"nothing but {DEFAULT!r} is finished, so there is no chart of it")
+        write_atomically(chart, made[1])
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
     elif form == "table":
@@ -185,6 +199,7 @@ def page(
 
 
 def papers(
+    context: typer.Context,
     tables: Annotated[
         list[str] | None,
         typer.Argument(help="1a, 1b, 2 or 3 of CLoRA's paper.", show_default="all"),
@@ -206,7 +221,7 @@ def papers(
     from ..bench import report as made
     from ..bench.manifests import read_manifest
     from ..bench.papers import paper_tables, side_by_side
-    from ..bench.report import report_all
+    from ..bench.report import manifest_rows, report_all
     from ..bench.tables import OWN_BASE, WHERE
     from ..errors import MethodError
 
@@ -214,14 +229,17 @@ def papers(
     shown = {}
     own, where = None, WHERE
     if manifest is not None:
-        where = OWN_BASE
-        own = report_all(results, read_manifest(manifest)[0], names_of(methods) or None)
+        refuse(context, ("size",), f"of {manifest} all pictures count")
+        own, where = read_manifest(manifest)[0], f"{OWN_BASE}, {manifest}"
+        manifest_rows(results, own, names_of(methods) or None)  # what is wrong is said here
     for name in [name if " " in name else f"clora {name}" for name in tables or known]:
         if name not in known:
             raise MethodError(f"no table {name!r}; there are: {', '.join(known)}")
         table, ours = known[name][1], {}
         if own is not None:
-            ours = {m: row for m, row in own.items() if methods or m in table.ours}
+            with suppress(NothingFinished):  # of so many concepts
+                rows = report_all(results, own, names_of(methods) or None, concepts=table.concepts)
+                ours = {m: r for m, r in rows.items() if methods or m in table.ours}
         for method in () if own is not None else names_of(methods) or table.ours:
             jobs = [job for suite in table.suites for job in suite_jobs(suite, [method], size)]
             with suppress(NothingFinished):

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..backbone.sites import cross_attention_sites
+from ..lora.adapter import Adapter
 from .attention import HandOver, check_plain, in_heads, put_together, replaced
 from .composition import Pass
 from .executor import Evaluation, Executor, Halves, Work, both, differentiated
@@ -165,13 +166,7 @@ class Confined:
 
         A weight that differs between owners is part of the mask.
         """
-        weights: dict[str, list[float]] = {}
-        adapters = {}
-        for k, own in enumerate(acting):
-            for adapter, weight in own:
-                adapters[adapter.name] = adapter
-                by_owner = weights.setdefault(adapter.name, [0.0] * len(acting))
-                by_owner[k] += weight
+        weights, adapters = _weights(acting)
         rows, places = [], {}
         for name, by_owner in weights.items():
             if len(set(by_owner)) == 1:
@@ -295,16 +290,24 @@ class Confined:
 
 def _check_places(acting: Sequence[Sequence[Weighted]]) -> None:
     """Raise MethodError now, not after steps that were drawn in vain."""
+    weights, adapters = _weights(acting)
+    for name, adapter in adapters.items():
+        path = next((p for p in adapter.unet if p.startswith(PLACELESS)), None)
+        if path is not None and len(set(weights[name])) > 1:
+            raise no_place(name, path)
+
+
+def _weights(
+    acting: Sequence[Sequence[Weighted]],
+) -> tuple[dict[str, list[float]], dict[str, Adapter]]:
+    """By name of an adapter its weight for each owner, and the adapters."""
     weights: dict[str, list[float]] = {}
-    paths: dict[str, str] = {}
+    adapters = {}
     for k, own in enumerate(acting):
         for adapter, weight in own:
+            adapters[adapter.name] = adapter
             weights.setdefault(adapter.name, [0.0] * len(acting))[k] += weight
-            if found := next((p for p in adapter.unet if p.startswith(PLACELESS)), None):
-                paths[adapter.name] = found
-    for name, path in paths.items():
-        if len(set(weights[name])) > 1:
-            raise no_place(name, path)
+    return weights, adapters
 
 
 def _named(acting: Sequence[Sequence[Weighted]]) -> list[list[tuple[str, float]]]:

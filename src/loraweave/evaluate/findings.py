@@ -21,15 +21,19 @@ class Found:
         places: by concept with a box, the intersection over union of its instance's box with it; 0
             if there is no instance. Of several boxes that which suits best.
         contained: likewise the share of the instance's box that lies in the given one.
+        blended: whether `blended` can be told: a concept has to have two references at least.
     """
 
     outcomes: dict[str, str]
     places: dict[str, float]
     contained: dict[str, float]
+    blended: bool = True
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data; without boxes only outcomes."""
+        """Plain data; without boxes only outcomes, and that `blended` is not told if so."""
         told: dict[str, Any] = {"outcomes": self.outcomes}
+        if not self.blended:
+            told["not_told"] = ["blended"]
         return told | ({"iou": self.places, "containment": self.contained} if self.places else {})
 
 
@@ -69,4 +73,5 @@ def look(
         best = max(boxes[name], key=lambda own: intersection_over_union(box, own))
         places[name] = round(intersection_over_union(box, best), 4)
         contained[name] = round(containment(box, best), 4)
-    return Found(verdicts(features, nouns, known), places, contained)
+    enough = all(len(own) > 1 for own in known.values())
+    return Found(verdicts(features, nouns, known), places, contained, enough)

@@ -13,8 +13,8 @@ from .encoders import Clip, Dino
 from .similarity import Encoder, Instance, instance_similarity, to_references, to_text
 
 Features = Mapping[str, Float[Tensor, "R D"]]
-"""Of each concept's references. Where only means over all of them are asked for, as here, the mean
-of their unit vectors (R = 1) says the same."""
+"""Of each concept's references. Where only means over all of them are asked for, the mean of their
+unit vectors (R = 1) says the same; how like one another they are it does not say (`verdicts`)."""
 
 
 def features_of(images: Mapping[str, Sequence[Image.Image]], encoder: Encoder) -> Features:

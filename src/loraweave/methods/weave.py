@@ -91,12 +91,29 @@ class Weave(Method):
         settings = self.settings
         assert isinstance(settings, WeaveSettings)
         given = given_places(composition)
+        _check_context(settings, len(given), len(composition.concepts))
         if len(given) == len(composition.concepts):
             return [WeaveStage(composition, executor, scheduler, settings, given)]
         if len(scheduler.timesteps) < 2 and not settings.restart:
             raise MethodError("weave with restart=false needs two steps at least")
         layout = LayoutStage(executor, scheduler.copy(), settings)
         return [layout, WeaveStage(composition, executor, scheduler, settings, given, layout)]
+
+
+def _check_context(settings: WeaveSettings, given: int, concepts: int) -> None:
+    """Raise MethodError for shares of the sentence that would not be used."""
+    if settings.placed_context is not None and given < concepts:
+        raise MethodError(
+            "placed_context is for scenes with a region for every concept, and here places are "
+            "found; use context and early_context"
+        )
+    if settings.placed_context is None and given == concepts > 2:
+        for key in ("context", "early_context"):
+            if getattr(settings, key) != WeaveSettings.model_fields[key].default:
+                raise MethodError(
+                    f"with a region for each of three or more concepts {key} is not used; use "
+                    "placed_context"
+                )
 
 
 def given_places(composition: Composition) -> dict[int, Float[Tensor, "H W"]]:

@@ -57,8 +57,10 @@ def rates(results: Mapping[str, Sequence[Judged]]) -> dict[str, Any]:
     for method, rows in results.items():
         outcomes = [outcome for row in rows for outcome in row.outcomes.values()]
         table[method] = {
-            "concepts_right": bootstrap(right[method]).as_dict(),
-            "pictures_right": bootstrap([float(r == 1) for r in right[method]]).as_dict(),
+            "concepts_right": bootstrap(right[method], share=True).as_dict(),
+            "pictures_right": bootstrap(
+                [float(r == 1) for r in right[method]], share=True
+            ).as_dict(),
             "outcomes": {o: outcomes.count(o) for o in sorted(set(outcomes))},
         }
         if method != first:
