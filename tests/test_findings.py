@@ -18,8 +18,9 @@ class Colours:
     """The mean colour of what is not white, of unit length."""
 
     def images(self, images):
-        means = [np.asarray(image, float).mean((0, 1)) for image in images]
-        return torch.nn.functional.normalize(torch.tensor(np.array(means), dtype=torch.float32))
+        pixels = [np.asarray(image, float).reshape(-1, 3) for image in images]
+        means = np.array([own[own.min(1) < 255].mean(0) for own in pixels])
+        return torch.nn.functional.normalize(torch.tensor(means, dtype=torch.float32))
 
 
 class Halves:
