@@ -96,6 +96,24 @@ def test_what_given_places_read(double, loras):
     assert not torch.equal(drawn(loras, PROMPT, two, **early), drawn(loras, PROMPT, two))
 
 
+def test_places_are_found_once_more(double, loras):
+    """From the layout's end to the refresh every owner is looked at, in the same calls."""
+    settings = {"layout_share": 0.4, "refresh": 0.8}
+    once, twice = draw(double, loras), draw(double, loras, settings=settings)
+    assert once.info["calls"] == 6
+    assert twice.info["calls"] == 7, "two steps of layout, no call for the rest"
+    masks = twice.masks[0]
+    assert len(masks) == 5
+    assert all(torch.equal(own, masks[0]) for own in masks[:4])
+    assert not torch.equal(masks[4], masks[0])
+    assert masks.sum(1).max() <= 1
+    with pytest.raises(loraweave.MethodError, match="not after the layout"):
+        draw(double, loras, settings={"layout_share": 0.4, "refresh": 0.3})
+    regions = {"a": (0, 0, 0.5, 1), "b": (0.5, 0, 1, 1)}
+    with pytest.raises(loraweave.MethodError, match="here all are known"):
+        draw(double, loras, regions=regions, settings={"refresh": 0.8})
+
+
 def test_given_places_that_leave_no_room_are_an_error(double, loras):
     with pytest.raises(loraweave.RegionError, match="leave no place for 'b'"):
         draw(double, loras, regions={"a": (0, 0, 1, 1)})

@@ -28,11 +28,11 @@ from torch import Tensor
 
 from ..denoise.composition import Composition
 from ..denoise.confined import Confined
-from ..denoise.executor import Executor
+from ..denoise.executor import Evaluation, Executor
 from ..denoise.looking import LookingStage
 from ..denoise.loop import Stage, StepScheduler, guided
 from ..errors import MethodError, RegionError
-from ..layout.masks import normalized, resized, with_base
+from ..layout.masks import normalized, resized, strengths, with_base
 from ..layout.places import PlaceRule, places_of, upsampled
 from ..layout.regions import joined, region_masks, shared
 from ..scene import BACKGROUND
@@ -57,6 +57,8 @@ class WeaveSettings(MethodSettings):
             many others' nouns, and for two as where places are found.
         outside: what is read outside of the places, after the early steps: the whole `prompt`, or
             the `rest` of it without the concepts' words.
+        refresh: the share of the run after which places are found once more, by where each noun has
+            looked in its concept's own sentence since the layout; 0 for never.
         attention: in self-attention a position sees the others as their own owners' keys and
             values (`keys`), or all of them as its owner's (`queries`).
     """
@@ -70,6 +72,7 @@ class WeaveSettings(MethodSettings):
     placed_context: float | None = Field(None, ge=0, le=1)
     room: float = Field(0.08, ge=0, le=1)
     outside: Outside = "rest"
+    refresh: float = Field(0.0, ge=0, lt=1)
     attention: Literal["keys", "queries"] = "keys"
 
 
@@ -91,7 +94,7 @@ class Weave(Method):
         settings = self.settings
         assert isinstance(settings, WeaveSettings)
         given = given_places(composition)
-        _check_context(settings, len(given), len(composition.concepts))
+        _check_effects(settings, len(given), len(composition.concepts))
         if len(given) == len(composition.concepts):
             return [WeaveStage(composition, executor, scheduler, settings, given)]
         if len(scheduler.timesteps) < 2 and not settings.restart:
@@ -100,8 +103,15 @@ class Weave(Method):
         return [layout, WeaveStage(composition, executor, scheduler, settings, given, layout)]
 
 
-def _check_context(settings: WeaveSettings, given: int, concepts: int) -> None:
-    """Raise MethodError for shares of the sentence that would not be used."""
+def _check_effects(settings: WeaveSettings, given: int, concepts: int) -> None:
+    """Raise MethodError for settings that would not be used."""
+    if settings.refresh and given == concepts:
+        raise MethodError("refresh finds places once more, and here all are known; leave it out")
+    if 0 < settings.refresh <= settings.layout_share:
+        raise MethodError(
+            f"refresh={settings.refresh} is not after the layout; use more than "
+            f"layout_share={settings.layout_share}"
+        )
     if settings.placed_context is not None and given < concepts:
         raise MethodError(
             "placed_context is for scenes with a region for every concept, and here places are "
@@ -183,17 +193,28 @@ class WeaveStage(Stage):
         )  # fmt: skip
         self.places = torch.empty(0)  # (B, N, H, W)
         self._mixed: dict[float, Tensor] = {}
+        self._refreshed = round(settings.refresh * len(scheduler.timesteps))
+        self._seen: list[Tensor] = []  # (B, N, h, w) each
 
     def start(self, latents: Tensor) -> Float[Tensor, "B C H W"]:
-        size, layout = latents.shape[-2:], self.layout
-        given = {k: mask.to(latents) for k, mask in self.given.items()}
+        layout = self.layout
         if layout is None:
-            every = torch.stack([given[k] for k in range(len(self.concepts))])
-            self.places = every.expand(len(latents), -1, -1, -1)
+            every = [self.given[k].to(latents) for k in range(len(self.concepts))]
+            self.places = torch.stack(every).expand(len(latents), -1, -1, -1)
             return latents
         self.trace = layout.trace
+        self._find(layout.attention(), latents)
+        if self.settings.restart:
+            return layout.noise
+        self.first, self.scheduler = layout.last, layout.scheduler
+        return latents
+
+    def _find(self, attention: Float[Tensor, "B N h w"], latents: Tensor) -> None:
+        """Places from where each concept's noun looks."""
+        size, self._mixed = latents.shape[-2:], {}
+        given = {k: mask.to(latents) for k, mask in self.given.items()}
         # Each map from 0 to 1: a noun that looks everywhere alike has no place of its own.
-        maps = torch.stack([normalized(m.flatten(1)).view_as(m) for m in layout.attention()])
+        maps = torch.stack([normalized(m.flatten(1)).view_as(m) for m in attention])
         coarse = {
             k: resized(mask[None].cpu().float(), maps.shape[-2:])[0] for k, mask in given.items()
         }
@@ -211,20 +232,29 @@ class WeaveStage(Stage):
                     f"the regions that are given leave no place for {concept.name!r}; give it one, "
                     "too, or make them smaller"
                 )
-        if self.settings.restart:
-            return layout.noise
-        self.first, self.scheduler = layout.last, layout.scheduler
-        return latents
 
     def predict(self, latents: Tensor, i: int, t: Tensor) -> Float[Tensor, "B C H W"]:
-        settings = self.settings
-        soon = i < settings.early * len(self.scheduler.timesteps)
+        if i == self._refreshed and self._seen:
+            self._find(torch.stack(self._seen).sum(0), latents)
+        soon = i < self.settings.early * len(self.scheduler.timesteps)
         masks = self._mixture(self.early_context if soon else self.context)
         confined = self.early if soon else self.late
-        out = confined.evaluate(masks, self.scheduler.scale(latents, t), t)
+        looking = self.layout is not None and self.layout.last <= i < self._refreshed
+        out = confined.evaluate(masks, self.scheduler.scale(latents, t), t, record=looking)
         assert out.noise is not None
+        if looking:
+            self._seen.append(self._own_nouns(out, self.executor.backbone.map_size(latents)))
         self.trace.masks.append(self.places.float().cpu())
         return guided(out.noise[:, 0], self.guidance)
+
+    def _own_nouns(self, out: Evaluation, size: tuple[int, int]) -> Float[Tensor, "B N h w"]:
+        """How strongly each concept's noun looks, in its own sentence."""
+        assert out.maps is not None
+        maps = out.maps[:, :, -1].float()
+        return torch.cat([
+            strengths(maps[:, k], [self.early.owners[k].words.nouns[concept.name]], size)
+            for k, concept in enumerate(self.concepts, 1)
+        ], 1).cpu()  # fmt: skip
 
     def _mixture(self, context: float) -> Float[Tensor, "B K H W"]:
         """Shares of the background, of each concept's sentence, and of each one's words alone."""
