@@ -216,9 +216,9 @@ class TestCompare:
         assert result.exit_code == 0, result.stderr
         images = json.loads(result.stdout)["images"]
         assert [(image["method"], image["seed"]) for image in images] == [
-            ("clora", 1), ("clora", 2), ("merge", 1), ("merge", 2),
-        ]  # fmt: skip
-        assert [set(image) for image in images] == [IMAGE_KEYS] * 4
+            (method, seed) for method in ("weave", "clora", "merge") for seed in (1, 2)
+        ]
+        assert [set(image) for image in images] == [IMAGE_KEYS] * 6
         with Image.open(out / "g.png") as image:
             assert min(image.size) > 2 * 256
 

@@ -137,7 +137,7 @@ class RealJob:
         if scene["scheduler"] is None:  # keys of former results are older
             del scene["scheduler"]
         return {
-            "suite": self.suite, "method": self.method, 
+            "suite": self.suite, "method": self.method,
             "settings": told_settings(self.settings, len(self.scene.regions)),
             "scene": scene,
             "names": [concept.name for concept in self.scene.concepts],
