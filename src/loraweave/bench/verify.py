@@ -13,6 +13,8 @@ from .run import read_results
 
 MOST = 1
 """So many pictures of a method on a suite may come out differently on other versions."""
+ROUNDING = 2e-4
+"""Figures are written with four digits, and with other numbers of threads the last one may turn."""
 FIGURES = ("places", "contained", "likeness", "scores")
 
 
@@ -20,10 +22,10 @@ def verify(mine: Path, theirs: Path) -> dict[str, dict[str, Any]]:
     """By `suite/method` what is the same in two folders of results.
 
     Of the jobs that both have: `both` counts them; `same` those of which all that both measured is
-    the same; `others` has the scenes of those with other outcomes; `largest` is the largest
-    difference of another figure. `versions` says whether the libraries were `the same` or `others`,
-    or are `unknown`. `fine` is whether nothing differs on the same versions, or on others no more
-    than one outcome does.
+    the same but for rounding; `others` has the scenes of those with other outcomes; `largest` is
+    the largest difference of another figure. `versions` says whether the libraries were `the same`
+    or `others`, or are `unknown`. `fine` is whether nothing differs on the same versions, or on
+    others no more than one outcome does.
 
     Raises:
         NothingFinished: no job is in both.
@@ -46,7 +48,7 @@ def _compared(both: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, An
     told = {
         "both": len(both),
         "same": sum(
-            one["outcomes"] == other["outcomes"] and not distance
+            one["outcomes"] == other["outcomes"] and distance < ROUNDING
             for (one, other), distance in zip(both, distances)
         ),
         "others": [_scene(job) for job in others],
