@@ -70,9 +70,9 @@ def test_a_key_says_all_that_an_outcome_depends_on(jobs):
 
 
 def test_the_version_of_the_miniature_is_that_of_what_a_scene_uses():
-    versions = {miniature_version(names) for names in (["blackcat"], ["blackcat", "golddog"], [])}
+    versions = {miniature_version(names) for names in (("blackcat",), ("blackcat", "golddog"), ())}
     assert len(versions) == 3
-    assert miniature_version(["golddog", "blackcat"]) in versions
+    assert miniature_version(("golddog", "blackcat")) in versions
     assert all(len(version) == 12 for version in versions)
 
 

@@ -43,7 +43,11 @@ def scorer():
 def found(scorer, left, right, boxes):
     image = Image.new("RGB", (20, 20), left)
     image.paste(right, (10, 0, 20, 20))
-    return look(instances_by_noun(image, NOUNS.values(), Halves()), NOUNS, scorer, boxes)
+    return seen_by(scorer, instances_by_noun(image, NOUNS.values(), Halves()), boxes)
+
+
+def seen_by(scorer, cut, boxes):
+    return look(cut, scorer.of_instances(cut), NOUNS, scorer.known, boxes)
 
 
 def test_right_and_in_place_by_hand(scorer):
@@ -67,8 +71,8 @@ def test_that_blended_cannot_be_told_is_said():
 
 
 def test_nobody_looks_without_references_of_instances(scorer):
-    assert look({}, NOUNS, Scorer(dino=Colours()), {}) is None
-    seen = look({}, NOUNS, scorer, {"rex": [(0, 0, 1, 1)]})
+    assert seen_by(Scorer(dino=Colours()), {}, {}) is None
+    seen = seen_by(scorer, {}, {"rex": [(0, 0, 1, 1)]})
     assert seen.outcomes == {"rex": "missing", "tom": "missing"}
     assert seen.places == seen.contained == {"rex": 0}
 

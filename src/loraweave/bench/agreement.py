@@ -16,7 +16,7 @@ Row = Mapping[str, Any]
 RESAMPLES = 2000
 
 
-def agreement(jobs: Sequence[Job], folder: Path) -> dict[str, dict[str, Any]]:
+def agreement(jobs: Sequence[Job], folder: Path, ranks: bool = True) -> dict[str, dict[str, Any]]:
     """`agreement_of` the pictures of some jobs, without those by `alone`: they have one concept
     each, and are scored against that one's.
 
@@ -25,10 +25,12 @@ def agreement(jobs: Sequence[Job], folder: Path) -> dict[str, dict[str, Any]]:
         SceneError: a file of results is damaged.
     """
     rows = finished_rows([job for job in jobs if job.method != "alone"], folder)
-    return agreement_of(rows, f"{folder}; use `loraweave bench run`")
+    return agreement_of(rows, f"{folder}; use `loraweave bench run`", ranks)
 
 
-def agreement_of(every: Sequence[Row], where: str = "them") -> dict[str, dict[str, Any]]:
+def agreement_of(
+    every: Sequence[Row], where: str = "them", ranks: bool = True
+) -> dict[str, dict[str, Any]]:
     """By score what it knows of the judge's findings, over some pictures' results together.
 
     Of scores over concepts the least is taken, as in the papers' "min"; a concept without an
@@ -44,6 +46,7 @@ def agreement_of(every: Sequence[Row], where: str = "them") -> dict[str, dict[st
     Args:
         every: results; those without outcomes, or without scores by today's encoders, do not count.
         where: they are, for the error.
+        ranks: False leaves `rank` out, whose interval takes seconds.
 
     Raises:
         NothingFinished: none is left.
@@ -62,7 +65,7 @@ def agreement_of(every: Sequence[Row], where: str = "them") -> dict[str, dict[st
             continue
         values = np.array([score(row) for row in rows])
         good = values[right == 1]
-        found[name] = _rank(values, right, whose)
+        found[name] = _rank(values, right, whose) if ranks else {}
         for failure in FAILURES:
             bad = values[[failure in own for own in outcomes]]
             found[name][failure] = _above(good, bad)

@@ -206,7 +206,8 @@ def _settings(method: str, given: Mapping[str, Any], placed: bool) -> dict[str, 
     return get_method(method, own_settings(method, given, placed)).settings.model_dump(mode="json")
 
 
-def miniature_version(loras: Sequence[str]) -> str:
+@cache
+def miniature_version(loras: tuple[str, ...]) -> str:
     """The first 12 hexadecimal digits of a hash over what a scene with these LoRAs depends on.
 
     That is the base, the judge, the finder and those LoRAs: another one may change, and results

@@ -25,7 +25,7 @@ from .ablation import (
 from .agreement import agreement
 from .grid import grid
 from .jobs import Job, suite_jobs
-from .papers import paper_tables, side_by_side
+from .papers import on_suites, paper_tables, side_by_side
 from .rates import FAILURES, Row
 from .report import NothingFinished, finished, report
 from .run import picture_files
@@ -84,7 +84,7 @@ def charts(found: Mapping[str, Mapping[str, Row]]) -> dict[str, tuple[str, bytes
 def agreement_chart(jobs: Sequence[Job], folder: Path) -> tuple[str, bytes] | None:
     """What the papers' scores see of each failure, if anything is scored."""
     try:
-        known = agreement(jobs, folder)
+        known = agreement(jobs, folder, ranks=False)
     except NothingFinished:
         return None
     counts = known.pop("pictures")
@@ -129,11 +129,11 @@ def _kept_grid(
 ) -> tuple[str, bytes] | None:
     """The first scene-seeds of a suite by those methods whose pictures were kept."""
     jobs = suite_jobs(suite, [m for m in methods if m != "alone"], size, first=rows)
-    kept: dict[str, list[Job]] = {}
-    for job in jobs:
-        if all(path.is_file() for path in picture_files(folder, job)):
-            kept.setdefault(job.method, []).append(job)
-    shown = [job for job in jobs if len(kept.get(job.method, ())) == rows]
+    lost = {
+        job.method for job in jobs
+        if not all(path.is_file() for path in picture_files(folder, job))
+    }  # fmt: skip
+    shown = [job for job in jobs if job.method not in lost]
     if not shown:
         return None
     buffer = io.BytesIO()
@@ -172,14 +172,7 @@ def page(folder: Path, size: Size = "full") -> str:
         )
     parts += [_table(f"{suite}, {WHERE}", *cells(rows)) for suite, rows in found.items()]
     for name, (paper, table) in paper_tables().items():
-        ours = {}
-        for method in table.ours:
-            jobs = [job for suite in table.suites for job in suite_jobs(suite, [method], size)]
-            try:
-                ours |= report(jobs, folder)
-            except NothingFinished:
-                continue
-        made = side_by_side(paper, table, ours)
+        made = side_by_side(paper, table, on_suites(table, folder, size))
         parts.append(_table(f"{name}: {made.title}", made.head, *made.lines))
     return _PAGE.format(body="\n".join(parts))
 

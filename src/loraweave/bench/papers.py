@@ -4,7 +4,8 @@ What the papers state is in `papers.yaml`. Their figures are of other models, Lo
 columns of the two sides cannot be compared with one another; the order of methods within each can.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,11 @@ from pydantic import Field, StringConstraints
 
 from ..data_file import read_data
 from ..lora_ref import Data
-from .tables import WHERE, Row
+from .jobs import suite_jobs
+from .rates import Row, rates
+from .report import ByScene, NothingFinished, report
+from .suites import Size
+from .tables import WHERE
 
 FILE = Path(__file__).parent / "papers.yaml"
 OURS = "ours"
@@ -85,6 +90,46 @@ def paper_tables() -> dict[str, tuple[Paper, PaperTable]]:
         for name, paper in read_papers().items()
         for number, table in paper.tables.items()
     }
+
+
+def on_suites(
+    table: PaperTable, folder: Path, size: Size = "full", methods: Sequence[str] = ()
+) -> dict[str, Row]:
+    """By method its row of `report` on a table's suites, of methods with results.
+
+    Args:
+        table: of `paper_tables`.
+        folder: of results.
+        size: of the suites.
+        methods: those of the table if none are given.
+
+    Raises:
+        SceneError: a file of results is damaged.
+    """
+    ours = {}
+    for method in methods or table.ours:
+        jobs = [job for suite in table.suites for job in suite_jobs(suite, [method], size)]
+        with suppress(NothingFinished):
+            ours |= report(jobs, folder)
+    return ours
+
+
+def of_manifest(
+    table: PaperTable, found: Mapping[str, ByScene], methods: Sequence[str] = ()
+) -> dict[str, Row]:
+    """By method the rates of a manifest's pictures with as many concepts as a table's have.
+
+    Args:
+        table: of `paper_tables`.
+        found: from `manifest_rows`.
+        methods: those of the table if none are given.
+    """
+    ours = {}
+    for method, by_scene in found.items():
+        rows = [row for row in by_scene.values() if len(row["job"]["names"]) in table.concepts]
+        if rows and method in (methods or table.ours):
+            ours[method] = rates(rows, 0)
+    return ours
 
 
 def side_by_side(

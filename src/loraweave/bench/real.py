@@ -266,15 +266,15 @@ class RealDrawer:
         known = self._features(nouns)
         scorer = Scorer(self.scorer.clip, self.scorer.dino, known)
         text = pass_prompt(job.scene.parsed, ()).text
-        cut = None
+        cut, instances = {}, {}
         if known and self.segmenter is not None:
             cut = instances_by_noun(image, nouns.values(), self.segmenter)
-        made = scorer.scores(image, text, nouns, cut)
+            instances = scorer.of_instances(cut)
+        made = scorer.scores(image, text, nouns, instances)
         scores: dict[str, Any] = {}
         for name, like in made.items():
             scores[name] = like["cosine"] if name == "clip_t" else dict(like["by_concept"])
-        found = None if cut is None else look(cut, nouns, scorer, job.boxes)
-        if found is None:
+        if (found := look(cut, instances, nouns, known, job.boxes)) is None:
             return Findings({}, scores=scores)
         places, contained = found.places or None, found.contained or None
         return Findings(found.outcomes, places, contained, scores=scores)

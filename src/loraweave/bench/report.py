@@ -1,7 +1,7 @@
 """Rates of a suite's results, with intervals and paired differences."""
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,30 +62,27 @@ def compared(
 
 
 def report_all(
-    folder: Path, suite: str, methods: Sequence[str] | None = None, against: str | None = None,
-    concepts: Collection[int] | None = None,
-) -> dict[str, Row]:  # fmt: skip
+    folder: Path, suite: str, methods: Sequence[str] | None = None, against: str | None = None
+) -> dict[str, Row]:
     """The same for all results of a suite, whatever base they are of; for manifests.
 
     Args:
         folder, suite: where the files are.
         methods: of which; all if None.
         against: the method that the others are compared with; the first if None.
-        concepts: only pictures of so many; all if None.
 
     Raises:
         NothingFinished: there are none.
         SceneError: a file is damaged, or has results of several settings or bases.
         MethodError: `against` is none of the methods.
     """
-    by_method = manifest_rows(folder, suite, methods, concepts)
+    by_method = manifest_rows(folder, suite, methods)
     return _compared(by_method, Counter(), folder, against or next(iter(by_method), None))
 
 
 def manifest_rows(
-    folder: Path, suite: str, methods: Sequence[str] | None = None,
-    concepts: Collection[int] | None = None,
-) -> dict[str, ByScene]:  # fmt: skip
+    folder: Path, suite: str, methods: Sequence[str] | None = None
+) -> dict[str, ByScene]:
     """By method and scene all results of a manifest; see `report_all`."""
     by_method: dict[str, ByScene] = {}
     ways: dict[str, Any] = {}
@@ -107,8 +104,7 @@ def manifest_rows(
                         f"{path} or a file beside it has results of several versions: {what}; "
                         "they cannot be compared, so give each a folder of its own with --results"
                     )
-            if concepts is None or len(job["names"]) in concepts:
-                rows[scene] = row
+            rows[scene] = row
     if not by_method:
         raise NothingFinished(f"no results in {folder / suite}; use `loraweave bench run`")
     return by_method

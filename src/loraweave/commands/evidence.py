@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -217,33 +216,26 @@ def papers(
     as_json: options.AsJson = False,
 ) -> None:
     """The papers' tables in their layout: ours from RESULTS, and beside it what they state."""
-    from ..bench import NothingFinished, suite_jobs
-    from ..bench import report as made
     from ..bench.manifests import read_manifest
-    from ..bench.papers import paper_tables, side_by_side
-    from ..bench.report import manifest_rows, report_all
+    from ..bench.papers import of_manifest, on_suites, paper_tables, side_by_side
+    from ..bench.report import manifest_rows
     from ..bench.tables import OWN_BASE, WHERE
     from ..errors import MethodError
 
-    known = paper_tables()
-    shown = {}
-    own, where = None, WHERE
+    known, named = paper_tables(), names_of(methods)
+    shown, found, where = {}, None, WHERE
     if manifest is not None:
         refuse(context, ("size",), f"of {manifest} all pictures count")
-        own, where = read_manifest(manifest)[0], f"{OWN_BASE}, {manifest}"
-        manifest_rows(results, own, names_of(methods) or None)  # what is wrong is said here
+        found = manifest_rows(results, read_manifest(manifest)[0], named or None)
+        where = f"{OWN_BASE}, {manifest}"
     for name in [name if " " in name else f"clora {name}" for name in tables or known]:
         if name not in known:
             raise MethodError(f"no table {name!r}; there are: {', '.join(known)}")
-        table, ours = known[name][1], {}
-        if own is not None:
-            with suppress(NothingFinished):  # of so many concepts
-                rows = report_all(results, own, names_of(methods) or None, concepts=table.concepts)
-                ours = {m: r for m, r in rows.items() if methods or m in table.ours}
-        for method in () if own is not None else names_of(methods) or table.ours:
-            jobs = [job for suite in table.suites for job in suite_jobs(suite, [method], size)]
-            with suppress(NothingFinished):
-                ours |= made(jobs, results)
+        table = known[name][1]
+        if found is None:
+            ours = on_suites(table, results, size, named)
+        else:
+            ours = of_manifest(table, found, named)
         shown[name] = side_by_side(*known[name], ours, where)
     if as_json:
         typer.echo(json.dumps({name: asdict(cells) for name, cells in shown.items()}, indent=2))

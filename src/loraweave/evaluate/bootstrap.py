@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
+from jaxtyping import Int
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,12 @@ def bootstrap(
     if share and data.min() == data.max() and data[0] in (0, 1):
         wide = 1 - 0.025 ** (1 / len(data))
         return Interval(float(data[0]), *((0.0, wide) if data[0] == 0 else (1 - wide, 1.0)))
-    rng = np.random.default_rng(seed)
-    means = data[rng.integers(len(data), size=(resamples, len(data)))].mean(1)
+    means = data[_drawn(len(data), resamples, seed)].mean(1)
     low, high = np.percentile(means, (2.5, 97.5))
     return Interval(float(data.mean()), float(low), float(high))
+
+
+@lru_cache(maxsize=8)
+def _drawn(count: int, resamples: int, seed: int) -> Int[np.ndarray, "S N"]:
+    """Which values each resample has; a report asks for the same a hundred times."""
+    return np.random.default_rng(seed).integers(count, size=(resamples, count))

@@ -7,7 +7,7 @@ from typing import Any
 from ..layout.boxes import Box, containment, intersection_over_union
 from ..region import several
 from ..scene import Scene
-from .scores import Scorer, features_of, pictures_of
+from .scores import Features
 from .similarity import Instance, shared_out
 from .verdicts import verdicts
 
@@ -48,30 +48,30 @@ def boxes_of(scene: Scene, width: int, height: int) -> dict[str, list[Box]]:
 
 
 def look(
-    cut: Mapping[str, Sequence[Instance]], nouns: Mapping[str, str], scorer: Scorer,
-    boxes: Mapping[str, Sequence[Box]],
+    cut: Mapping[str, Sequence[Instance]], instances: Mapping[str, Features],
+    nouns: Mapping[str, str], known: Mapping[str, Features], boxes: Mapping[str, Sequence[Box]],
 ) -> Found | None:  # fmt: skip
-    """Of one picture; None if the scorer knows no instances of the concepts.
+    """Of one picture; None if no references of instances are known.
 
     DINO tells instances apart if it is there, else CLIP.
 
     Args:
         cut: the picture's instances by noun.
+        instances: their features, from `Scorer.of_instances`.
         nouns: of its concepts, by name.
-        scorer: with references of instances.
+        known: features of references, see `Scorer`.
         boxes: see `boxes_of`.
     """
-    kind = next((k for k in ("instance_dino", "instance_clip_i") if k in scorer.known), None)
+    kind = next((k for k in ("instance_dino", "instance_clip_i") if k in instances), None)
     if kind is None:
         return None
-    features = features_of(pictures_of(cut), scorer.encoders[kind.removeprefix("instance_")])
-    known = {name: scorer.known[kind][name] for name in nouns}
-    whose = shared_out(features, nouns, known)
+    features, own = instances[kind], {name: known[kind][name] for name in nouns}
+    whose = shared_out(features, nouns, own)
     places, contained = dict.fromkeys(boxes, 0.0), dict.fromkeys(boxes, 0.0)
     for name in boxes.keys() & whose.keys():
         box = cut[nouns[name]][whose[name][0]].box
-        best = max(boxes[name], key=lambda own: intersection_over_union(box, own))
+        best = max(boxes[name], key=lambda one: intersection_over_union(box, one))
         places[name] = round(intersection_over_union(box, best), 4)
         contained[name] = round(containment(box, best), 4)
-    enough = all(len(own) > 1 for own in known.values())
-    return Found(verdicts(features, nouns, known), places, contained, enough)
+    enough = all(len(several) > 1 for several in own.values())
+    return Found(verdicts(features, nouns, own), places, contained, enough)

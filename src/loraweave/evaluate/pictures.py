@@ -107,14 +107,15 @@ def evaluate_pictures(
     entries = []
     for made in track(pictures, "evaluate", total=len(pictures)):
         text = pass_prompt(made.scene.parsed, ()).text
-        cut = None
+        cut, instances, nouns = {}, {}, made.nouns
         if segmenter is not None:
-            cut = instances_by_noun(made.image, made.nouns.values(), segmenter)
-        scores = scorer.scores(made.image, text, made.nouns, cut)
+            cut = instances_by_noun(made.image, nouns.values(), segmenter)
+            instances = scorer.of_instances(cut)
+        scores = scorer.scores(made.image, text, nouns, instances)
         entry = {"picture": str(made.path), "method": made.method, **scores}
-        if cut is not None:
-            found = look(cut, made.nouns, scorer, boxes_of(made.scene, *made.image.size))
-            entry |= found.as_dict() if found else {}
+        boxes = boxes_of(made.scene, *made.image.size)
+        if (found := look(cut, instances, nouns, scorer.known, boxes)) is not None:
+            entry |= found.as_dict()
         entries.append(entry)
     return {"pictures": entries, "mean": _means(entries)}
 

@@ -22,11 +22,6 @@ def features_of(images: Mapping[str, Sequence[Image.Image]], encoder: Encoder) -
     return {name: encoder.images(own) for name, own in images.items()}
 
 
-def pictures_of(cut: Mapping[str, Sequence[Instance]]) -> dict[str, list[Image.Image]]:
-    """Of the instances alone, by noun."""
-    return {noun: [one.image for one in own] for noun, own in cut.items()}
-
-
 @dataclass(frozen=True)
 class Scorer:
     """What measures pictures.
@@ -47,9 +42,19 @@ class Scorer:
         named: dict[str, Encoder | None] = {"clip_i": self.clip, "dino": self.dino}
         return {name: one for name, one in named.items() if one is not None}
 
+    def of_instances(self, cut: Mapping[str, Sequence[Instance]]) -> dict[str, Features]:
+        """Features of a picture's instances by noun, for every score of instances that is known.
+
+        Args:
+            cut: the instances by noun, see `instances_by_noun`.
+        """
+        alone = {noun: [one.image for one in own] for noun, own in cut.items()}
+        scores = {f"instance_{name}": encoder for name, encoder in self.encoders.items()}
+        return {n: features_of(alone, one) for n, one in scores.items() if n in self.known}
+
     def scores(
         self, image: Image.Image, text: str, nouns: Mapping[str, str],
-        cut: Mapping[str, Sequence[Instance]] | None = None,
+        instances: Mapping[str, Features] | None = None,
     ) -> dict[str, Any]:  # fmt: skip
         """Of one picture.
 
@@ -57,8 +62,7 @@ class Scorer:
             image: the picture.
             text: its prompt with plain nouns.
             nouns: of its concepts, by name.
-            cut: its instances by noun, see `instances_by_noun`; without it there are no scores
-                of them.
+            instances: from `of_instances`; without it there are no scores of them.
 
         Raises:
             SceneError: a concept without references.
@@ -69,14 +73,11 @@ class Scorer:
             whole = {} if self.clip.fits(text) else {"truncated": True}
             like = to_text(features["clip_i"], self.clip.texts([text])[0])
             scores["clip_t"] = {**like, **whole}
-        for name, encoder in self.encoders.items():
+        for name in self.encoders:
             if name in self.known:
                 scores[name] = to_references(features[name], self._of(name, nouns)).as_dict()
-            instance = f"instance_{name}"
-            if cut is not None and instance in self.known:
-                found = features_of(pictures_of(cut), encoder)
-                like = instance_similarity(found, nouns, self._of(instance, nouns))
-                scores[instance] = like.as_dict()
+        for name, found in (instances or {}).items():
+            scores[name] = instance_similarity(found, nouns, self._of(name, nouns)).as_dict()
         return scores
 
     def _of(self, score: str, names: Mapping[str, str]) -> Features:

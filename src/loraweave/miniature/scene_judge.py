@@ -87,7 +87,8 @@ class SceneJudge:
             wanted[scene.attribute[0]] += 1
         looking = Looking(self.judge, wanted)
         cut = instances_by_noun(image, nouns.values(), looking)
-        made = self.scorer.scores(image, scene.plain_prompt, nouns, cut)
+        instances = self.scorer.of_instances(cut)
+        made = self.scorer.scores(image, scene.plain_prompt, nouns, instances)
         scores: dict[str, Any] = {"clip_t": round(made["clip_t"]["cosine"], 4)}
         for name in SCORES:
             scores[name] = {c: round(v, 4) for c, v in made[name]["by_concept"].items()}
