@@ -184,6 +184,52 @@ def vae():
     return new_vae(128, (8, 8, 8, 8)).eval()
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_what_is_made_ahead_is_the_same(tmp_path):
+    """By other processes as by the step itself, and in order; a step's noise is its own."""
+    runs = [Run(tmp_path / str(n), seed=3, workers=n) for n in (0, 2)]
+    numbers = range(5, 40, 7)
+    made = [
+        list(
+            run.made(
+                lambda i, run=run: (i, torch.rand(2, generator=run.generator("x", i))), numbers
+            )
+        )
+        for run in runs
+    ]
+    assert [i for i, _ in made[1]] == list(numbers)
+    for (_, here), (_, there) in zip(*made):
+        assert torch.equal(here, there)
+    before = torch.get_rng_state()
+    next(iter(runs[0].made(lambda i: i, numbers)))
+    assert torch.equal(before, torch.get_rng_state())
+    one, other = (runs[0].noise("x", i, made[0][0][1]) for i in (1, 2))
+    assert not torch.equal(one, other)
+    assert torch.equal(one, runs[1].noise("x", 1, one))
+
+
+def test_larger_pictures_are_looked_at_as_the_judge_does(tmp_path, vae):
+    """At 256 pixels the classes lie where they lie at 128, and the segmenter sees as many."""
+    _, small = training_scene(11, FULL_WORLD)
+    image, large = training_scene(11, FULL_WORLD, side=256)
+    assert image.size == (256, 256)
+    assert large.shape == small.shape
+    assert (large == small).mean() > 0.97
+    pixels, classes = scene_pool(Run(tmp_path), "large", vae, FULL_WORLD, 2, side=256)
+    assert pixels.shape == (2, 3, 128, 128)
+    assert classes.shape == (2, 64, 64)
+    assert styled_scene(3, 256)[0].size == (256, 256)
+    person = CONCEPTS["honeybear"].subject
+    assert view(random.Random(5), person, FULL_WORLD, 256).mask.shape == (256, 256)
+
+
+def test_large_latents_have_no_attention_at_their_own_size():
+    unet = new_unet(32, (8, 16, 16))
+    assert unet.config["down_block_types"][0] == "DownBlock2D"
+    assert unet.config["up_block_types"][-1] == "UpBlock2D"
+    assert new_unet(16, (8, 16)).config["down_block_types"] == ("CrossAttnDownBlock2D",) * 2
+
+
 def test_scenes_for_the_segmenter_are_kept(tmp_path, vae):
     run = Run(tmp_path)
     pixels, classes = scene_pool(run, "some", vae, FULL_WORLD, 40)

@@ -69,13 +69,23 @@ def train(
     folder: Annotated[Path, typer.Option(help="For checkpoints, logs and the result.")] = Path(
         "runs/miniature"
     ),
-    size: Annotated[str, typer.Option(help="How large a model.")] = "small",
+    size: Annotated[
+        str, typer.Option(help="small (what ships), full (256 pixels) or trial (a moment).")
+    ] = "small",
+    device: options.Device = None,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes that draw ahead what a GPU learns from.")
+    ] = 0,
     as_json: options.AsJson = False,
 ) -> None:
     """Train the miniature, its LoRAs and its judge anew; an interrupted run goes on."""
+    from ..loading import default_device
     from ..miniature.recipe.train import train_miniature
+    from .job import check_device
 
-    report = train_miniature(folder, size=size)
+    where = device or default_device()
+    check_device(where)
+    report = train_miniature(folder, size=size, device=where, workers=workers)
     typer.echo(json.dumps(report) if as_json else report["folder"])
 
 

@@ -15,12 +15,12 @@ def posterior_of(
     vae: AutoencoderKL, pixels: Float[Tensor, "B 3 H W"]
 ) -> DiagonalGaussianDistribution:
     """The distribution of latents of pictures in [-1, 1]."""
-    return vae.encode(pixels, return_dict=False)[0]  # type: ignore[arg-type]
+    return vae.encode(pixels.to(vae.device), return_dict=False)[0]  # type: ignore[arg-type]
 
 
 def decoded(vae: AutoencoderKL, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
     """Pictures from latents, about in [-1, 1]."""
-    return vae.decode(latents, return_dict=False)[0]  # type: ignore[arg-type,return-value]
+    return vae.decode(latents.to(vae.device), return_dict=False)[0]  # type: ignore[arg-type,return-value]
 
 
 def pixels_of(images: Sequence[Image.Image]) -> Float[Tensor, "B 3 H W"]:
@@ -31,7 +31,9 @@ def pixels_of(images: Sequence[Image.Image]) -> Float[Tensor, "B 3 H W"]:
 
 def images_of(pixels: Float[Tensor, "B 3 H W"]) -> list[Image.Image]:
     """RGB pictures from values in [-1, 1]; what is beyond is clipped."""
-    return [Image.fromarray(levels) for levels in to_bytes(pixels).permute(0, 2, 3, 1).numpy()]
+    return [
+        Image.fromarray(levels) for levels in to_bytes(pixels).permute(0, 2, 3, 1).cpu().numpy()
+    ]
 
 
 def to_bytes(pixels: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:

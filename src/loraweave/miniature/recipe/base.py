@@ -1,5 +1,7 @@
 """Stage 2: text encoder and U-Net together, from encoded scenes and worded captions."""
 
+from typing import NamedTuple
+
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
@@ -11,8 +13,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ...backbone.sites import reading_sites
 from ...denoise.recorder import recording
-from .grounding import PlainRecordingProcessor, grounding_loss, word_targets
-from .pool import Pool
+from .grounding import PlainRecordingProcessor, Words, grounding_loss, places_of, words_of
+from .pool import MAX_SUBJECTS, Pool
 from .run import Fit, Run
 from .tokenizer import END, START
 from .vae import LATENT_CHANNELS
@@ -44,14 +46,17 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def new_unet(latent_side: int, channels: tuple[int, ...] = (80, 160)) -> UNet2DConditionModel:
-    """An untrained U-Net with cross-attention at every level."""
-    n = len(channels)
+    """An untrained U-Net with cross-attention at every level of 16x16 cells and fewer: above, its
+    self-attention would take most of the time of a picture on a processor."""
+    attends = [latent_side >> level <= 16 for level in range(len(channels))]
     return UNet2DConditionModel(
         sample_size=latent_side,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
-        down_block_types=("CrossAttnDownBlock2D",) * n,
-        up_block_types=("CrossAttnUpBlock2D",) * n,
+        down_block_types=tuple("CrossAttnDownBlock2D" if own else "DownBlock2D" for own in attends),
+        up_block_types=tuple(
+            "CrossAttnUpBlock2D" if own else "UpBlock2D" for own in reversed(attends)
+        ),
         block_out_channels=channels,
         layers_per_block=1,
         cross_attention_dim=TEXT_WIDTH,
@@ -99,10 +104,42 @@ def time_weight(snr: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
     return (5 / (snr + 1)).clamp(max=1)
 
 
+class Told(NamedTuple):
+    """What a step learns from, but for pictures and noise.
+
+    Attributes:
+        chosen: (B,), scenes of the pool.
+        ids: (B, T), tokens of their captions, some of which are dropped.
+        times: (B,).
+        named: (A,), the rows whose captions are not dropped.
+        words: of these.
+    """
+
+    chosen: Tensor
+    ids: Tensor
+    times: Tensor
+    named: Tensor
+    words: Words
+
+
+def told(pool: Pool, tokenizer: CLIPTokenizer, batch: int, g: torch.Generator) -> Told:
+    """Scenes of a pool drawn at random, in words."""
+    chosen = torch.randint(len(pool.latents), (batch,), generator=g)
+    wordings = torch.randint(2**31, (batch,), generator=g).tolist()
+    captions = [pool.caption(n, w) for n, w in zip(chosen.tolist(), wordings)]
+    times = timesteps(batch, g)
+    dropped = (torch.rand(batch, generator=g) < 0.1).tolist()
+    texts = ["" if d else c.text for c, d in zip(captions, dropped)]
+    ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    named = [i for i, d in enumerate(dropped) if not d]
+    words = words_of(tokenizer, [captions[i] for i in named], MAX_SUBJECTS)
+    return Told(chosen, ids, times, torch.tensor(named), words)
+
+
 def train_base(
     run: Run, tokenizer: CLIPTokenizer, vae: AutoencoderKL, pool: Pool, steps: int, *,
     start: StableDiffusionPipeline | None = None, rate: float = 1e-3, batch: int = 32,
-    grounding: float = 0.05,
+    channels: tuple[int, ...] = (80, 160), grounding: float = 0.05,
 ) -> StableDiffusionPipeline:  # fmt: skip
     """Train, or finish a run that was interrupted; the pipeline holds the averaged weights.
 
@@ -114,10 +151,11 @@ def train_base(
         start: a base with this tokenizer to go on from.
         rate: the highest learning rate.
         batch: scenes a step.
+        channels: of the U-Net's levels.
         grounding: weight of that term of the loss.
     """
     torch.manual_seed(run.seed)
-    text_encoder, unet = new_text_encoder(tokenizer), new_unet(pool.latents.shape[-1])
+    text_encoder, unet = new_text_encoder(tokenizer), new_unet(pool.latents.shape[-1], channels)
     if start is not None:
         text_encoder.load_state_dict(start.text_encoder.state_dict())
         unet.load_state_dict(start.unet.state_dict())
@@ -126,37 +164,38 @@ def train_base(
     unet.set_attn_processor(AttnProcessor())
     text_encoder.set_attn_implementation("eager")
     model = nn.ModuleDict({"text_encoder": text_encoder, "unet": unet})
-    fit = Fit(run, "base", model, steps=steps, rate=rate, average=0.998, weight_decay=1e-2)
+    fit = Fit(
+        run, "base", model, steps=steps, rate=rate, average=0.998, weight_decay=1e-2,
+        compiled=(unet, text_encoder),
+    )  # fmt: skip
     scheduler = new_scheduler()
     snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
+    snr = run.there(snr)
     sites = reading_sites(unet)
-    for step in fit.steps():
-        i = step.number
-        g = run.generator("base", i)
-        chosen = torch.randint(len(pool.latents), (batch,), generator=g)
-        wordings = torch.randint(2**31, (batch,), generator=g).tolist()
-        captions = [pool.caption(n, w) for n, w in zip(chosen.tolist(), wordings)]
-        latents = pool.latents[chosen].float()
-        noise = torch.randn(latents.shape, generator=g)
-        t = timesteps(batch, g)
-        dropped = torch.rand(batch, generator=g) < 0.1
-        texts = ["" if d else c.text for c, d in zip(captions, dropped.tolist())]
-        ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
+
+    def told_of(i: int) -> Told:
+        return told(pool, tokenizer, batch, run.generator("base", i))
+
+    for step, given in fit.fed(told_of):
+        latents = run.there(pool.latents[given.chosen]).float()
+        masks = run.there(pool.masks[given.chosen]).float() / 255
+        noise, t = run.noise("base", step.number, latents), run.there(given.times)
         noisy = scheduler.add_noise(latents, noise, t).to(memory_format=torch.channels_last)  # type: ignore[arg-type]
         with (
-            torch.autocast("cpu", torch.bfloat16),
+            run.autocast(),
             recording(sites, PlainRecordingProcessor) as recorder,
         ):
-            states = text_encoder(ids.input_ids).last_hidden_state
+            states = text_encoder(run.there(given.ids)).last_hidden_state
             predicted = unet(noisy, t, states).sample
             maps = recorder.take().float()
         target = scheduler.get_velocity(latents, noise, t)  # type: ignore[arg-type]
-        masks = pool.masks[chosen].float() / 255
         error = focused_error(predicted.float(), target, masks)
         weight = time_weight(snr[t])
-        named = [i for i, d in enumerate(dropped.tolist()) if not d]
-        targets = word_targets(tokenizer, [captions[i] for i in named], masks[named])
-        grounded, share = grounding_loss(maps[named], *targets)
+        words, named = Words(*map(run.there, given.words)), run.there(given.named)
+        places = places_of(words, masks[named])
+        grounded, share = grounding_loss(
+            maps[named], words.samples, words.tokens, places, words.presence
+        )
         loss = (error * weight).mean() + grounding * grounded
         fit.update(step, loss)
         step.figures |= {

@@ -69,26 +69,30 @@ def train_clip(
     torch.manual_seed(run.seed)
     model = new_clip(tokenizer, side)
     fit = Fit(run, "clip", model, steps=steps, rate=rate, average=0.99, weight_decay=0.05)
-    for step in fit.steps():
-        g = run.generator("clip", step.number)
+
+    def batch_of(i: int) -> tuple[Tensor, list[str]]:
+        g = run.generator("clip", i)
         seeds = torch.randint(2**31, (batch,), generator=g).tolist()
-        pixels, captions = captioned(seeds, world, side, g)
+        return captioned(seeds, world, side, g)
+
+    for step, (pixels, captions) in fit.fed(batch_of):
         tokens = tokenizer(captions, padding=True, truncation=True, return_tensors="pt")
-        with torch.autocast("cpu", torch.bfloat16):
+        with run.autocast():
             out = model(
-                input_ids=tokens.input_ids, attention_mask=tokens.attention_mask,
-                pixel_values=normalised(pixels / 2 + 0.5, CLIP_MEAN, CLIP_STD),
-            )  # fmt: skip
+                input_ids=run.there(tokens.input_ids),
+                attention_mask=run.there(tokens.attention_mask),
+                pixel_values=normalised(run.there(pixels) / 2 + 0.5, CLIP_MEAN, CLIP_STD),
+            )
         scale = model.logit_scale.clamp(max=math.log(100)).exp()
         scores = out.image_embeds.float() @ out.text_embeds.float().T * scale
-        number = numbered(captions)
+        number = run.there(numbered(captions))
         loss = (one_of(scores, number) + one_of(scores.T, number)) / 2
         fit.update(step, loss)
         first = scores.argmax(1)
         step.figures["loss"] = loss.item()
         step.figures["first"] = (number[first] == number).float().mean().item()
     fit.finish()
-    return model.eval()
+    return model.cpu().eval()
 
 
 def numbered(captions: list[str]) -> Int[Tensor, " B"]:
@@ -101,4 +105,5 @@ def one_of(scores: Float[Tensor, "B B"], number: Int[Tensor, " B"]) -> Float[Ten
     """Cross-entropy of each row, its own column being right; others of its number do not count."""
     alike = number[:, None] == number[None, :]
     alike.fill_diagonal_(False)
-    return F.cross_entropy(scores.masked_fill(alike, -torch.inf), torch.arange(len(scores)))
+    own = torch.arange(len(scores), device=scores.device)
+    return F.cross_entropy(scores.masked_fill(alike, -torch.inf), own)

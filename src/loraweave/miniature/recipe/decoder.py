@@ -11,7 +11,7 @@ import copy
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from torch import nn
+from torch import Tensor, nn
 
 from ..codec import decoded, posterior_of
 from ..world import WorldSettings
@@ -39,20 +39,27 @@ def train_decoder(
 ) -> AutoencoderKL:  # fmt: skip
     """A copy of an autoencoder with its decoder trained further, or a run finished."""
     torch.manual_seed(run.seed)
-    vae = copy.deepcopy(vae).eval()
+    vae = run.there(copy.deepcopy(vae).eval())
     vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     assert vae.post_quant_conv is not None
     taught = nn.ModuleList([vae.post_quant_conv, vae.decoder])
-    fit = Fit(run, "decoder", taught, steps=steps, rate=rate, average=0.995, weight_decay=1e-4)
-    for step in fit.steps():
-        g = run.generator("decoder", step.number)
+    fit = Fit(
+        run, "decoder", taught, steps=steps, rate=rate, average=0.995, weight_decay=1e-4,
+        compiled=(vae.encoder, vae.decoder),
+    )  # fmt: skip
+
+    def batch_of(i: int) -> tuple[Tensor, Tensor]:
+        g = run.generator("decoder", i)
         seeds = torch.randint(2**31, (batch,), generator=g).tolist()
-        pixels, subjects = drawn_batch(seeds, world, size, size // 2, g)
+        return drawn_batch(seeds, world, size, size // 2, g)
+
+    for step, (pixels, subjects) in fit.fed(batch_of):
+        pixels, subjects = run.there(pixels), run.there(subjects)
         pixels = pixels.to(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        with run.autocast():
             with torch.no_grad():
                 latents = posterior_of(vae, pixels).mean.float()
-            latents = latents + NOISE * torch.randn(latents.shape, generator=g)
+            latents = latents + NOISE * run.noise("decoder", step.number, latents)
             output = decoded(vae, latents)
         loss = reconstruction_loss(output.float(), pixels, subjects)
         fit.update(step, loss)

@@ -103,18 +103,23 @@ def train_dino(
         run, "dino", student, steps=steps, rate=rate, average=0.99, weight_decay=0.04, warm=False
     )
     teacher = copy.deepcopy(student).requires_grad_(False)
-    for step in fit.steps():
-        g = run.generator("dino", step.number)
+
+    def crops(i: int) -> tuple[Tensor, Tensor]:
+        g = run.generator("dino", i)
         seeds = torch.randint(2**31, (batch,), generator=g).tolist()
         pixels = worn_drawings([sample_drawing(seed, world) for seed in seeds], side, g)
         large = [crops_of(pixels, GLOBAL, side, g) for _ in range(2)]
         small = [crops_of(pixels, LOCAL, side // 2, g) for _ in range(LOCALS)]
+        return torch.cat(large), torch.cat(small)
+
+    for step, (large, small) in fit.fed(crops):
+        large, small = run.there(large), run.there(small)
         teacher.load_state_dict(fit.average.values)
-        with torch.autocast("cpu", torch.bfloat16):
+        with run.autocast():
             with torch.no_grad():
-                taught = teacher(torch.cat(large)).float()
-            told = [*student(torch.cat(large)).float().chunk(2)]
-            told += student(torch.cat(small)).float().chunk(LOCALS)
+                taught = teacher(large).float()
+            told = [*student(large).float().chunk(2)]
+            told += student(small).float().chunk(LOCALS)
         targets = ((taught - student.centre) / TEACHER).softmax(-1).chunk(2)
         terms = [
             -(target * (own / STUDENT).log_softmax(-1)).sum(-1).mean()
@@ -132,4 +137,4 @@ def train_dino(
             len(used)
         )
     fit.finish()
-    return student.body.eval()
+    return student.body.cpu().eval()

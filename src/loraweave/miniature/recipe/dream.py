@@ -41,14 +41,16 @@ def dreamed(
     low, high = GUIDANCE
     scale = low + (high - low) * torch.rand(len(pixels), 1, 1, 1, generator=g)
     t = int(torch.randint(EARLIEST, LATEST, (1,), generator=g))
-    with torch.autocast("cpu", torch.bfloat16):
-        text = pipe.text_encoder(ids)[0]
+    device = pipe.unet.device
+    scale = scale.to(device)
+    with torch.autocast(device.type, torch.bfloat16):
+        text = pipe.text_encoder(ids.to(device))[0]
         latents = posterior_of(pipe.vae, pixels).mean.float()
         for k in range(ROUNDS):
             a = alphas[t >> k]
-            noise = torch.randn(latents.shape, generator=g)
+            noise = torch.randn(latents.shape, generator=g).to(device)
             noisy = a.sqrt() * latents + (1 - a).sqrt() * noise
             velocity = pipe.unet(torch.cat([noisy] * 2), t >> k, text).sample.float()
             plain, named = (a.sqrt() * noisy - (1 - a).sqrt() * v for v in velocity.chunk(2))
             latents = plain + scale * (named - plain)
-        return decoded(pipe.vae, latents).float().clamp(-1, 1)
+        return decoded(pipe.vae, latents).float().clamp(-1, 1).cpu()

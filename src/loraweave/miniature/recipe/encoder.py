@@ -81,16 +81,16 @@ class View(NamedTuple):
     caption: str
 
 
-def view(rng: random.Random, subject: Subject, world: WorldSettings) -> View:
-    """A scene with the subject somewhere in it."""
+def view(rng: random.Random, subject: Subject, world: WorldSettings, side: int = SIDE) -> View:
+    """A scene of `side` pixels with the subject somewhere in it."""
     n = rng.choices((1, 2, 3), (0.3, 0.5, 0.2))[0]
     subjects = [sample_subject(rng, rng.choice(world.kinds), world) for _ in range(n)]
     own = rng.randrange(n)
     subjects[own] = subject
     placed = place_subjects(rng, subjects, overlap=0.1)
-    drawn = render(Drawing(placed, rng.choice(world.backgrounds), rng.randrange(2**31)), SIDE)
-    if drawn.masks[own].sum() < 40:  # hidden: seen alone instead
-        return view(rng, subject, replace(world, kinds=(subject.kind,)))
+    drawn = render(Drawing(placed, rng.choice(world.backgrounds), rng.randrange(2**31)), side)
+    if drawn.masks[own].mean() * SIDE**2 < 40:  # hidden: seen alone instead
+        return view(rng, subject, replace(world, kinds=(subject.kind,)), side)
     caption = listed([one.kind for one in subjects], drawn.drawing.background)
     return View(drawn.image, drawn.masks[own], caption)
 
@@ -122,7 +122,7 @@ def contrastive(vectors: Tensor, individuals: Tensor) -> Tensor:
 @torch.no_grad()
 def crop_pool(
     run: Run, vae: AutoencoderKL, world: WorldSettings, families: int,
-    pipe: StableDiffusionPipeline | None = None,
+    pipe: StableDiffusionPipeline | None = None, side: int = SIDE,
 ) -> UInt8[Tensor, "F V 3 s s"]:  # fmt: skip
     """Crops of `families` families; of V views, 2 i and 2 i + 1 show member i.
 
@@ -134,6 +134,7 @@ def crop_pool(
         world: whose individuals they are.
         families: how many.
         pipe: paints over all of them, if given.
+        side: of the views that they are cut from, in pixels.
     """
     name = "crops" if pipe is None else "dreams"
     path = run.folder / f"{name}.safetensors"
@@ -143,7 +144,7 @@ def crop_pool(
     for number in track(range(families), f"miniature: {name}", total=families):
         g = run.generator(name, number)
         rng = random.Random(int(torch.randint(2**31, (1,), generator=g)))
-        views = [view(rng, one, world) for one in family(rng, world) for _ in range(2)]
+        views = [view(rng, one, world, side) for one in family(rng, world) for _ in range(2)]
         pixels = pixels_of([one.image for one in views])
         if pipe is not None:
             pixels = dreamed(pipe, pixels, [one.caption for one in views], g)
@@ -176,15 +177,15 @@ def train_encoder(
         g = run.generator(stage, step.number)
         share = FAMILIES // len(pools)
         chosen = torch.cat([p[torch.randperm(len(p), generator=g)[:share]] for p in pools])
-        crops = varied(from_bytes(chosen.flatten(0, 1)), g)
-        individuals = torch.arange(len(crops) // 2).repeat_interleave(2)
-        with torch.autocast("cpu", torch.bfloat16):
+        crops = run.there(varied(from_bytes(chosen.flatten(0, 1)), g))
+        individuals = run.there(torch.arange(len(crops) // 2).repeat_interleave(2))
+        with run.autocast():
             vectors = encoder(crops).float()
         loss = contrastive(vectors, individuals)
         fit.update(step, loss)
         step.figures |= {"loss": loss.item(), "nearest": nearest_is_same(vectors, individuals)}
     fit.finish()
-    return encoder.eval()
+    return encoder.cpu().eval()
 
 
 def varied(crops: Float[Tensor, "B 3 s s"], g: torch.Generator) -> Float[Tensor, "B 3 s s"]:

@@ -9,6 +9,7 @@ without a meaning are among them, because a LoRA's trigger is such a word.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor
@@ -46,34 +47,50 @@ class PlainRecordingProcessor(AttnProcessor):
         return drop(project(attn.batch_to_head_dim(values)))
 
 
-def word_targets(
-    tokenizer: CLIPTokenizer, captions: Sequence[Caption], masks: Float[Tensor, "B M h w"]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """For every noun and its modifiers in a batch: sample, tokens, places, least presence.
+class Words(NamedTuple):
+    """Every noun and its modifiers in a batch of captions.
 
-    Shapes (N,), (N, T), (N, L), (N,). `tokens` averages over the word's tokens; `places` is in
-    [0, 1] and joins the masks of all subjects that the word stands for ("two cats").
+    Attributes:
+        samples: (N,), the caption of each.
+        tokens: (N, T), which average over the word's tokens.
+        subjects: (N, M), 1 for those that the word stands for ("two cats").
+        presence: (N,), see `PRESENCE`.
     """
+
+    samples: Tensor
+    tokens: Tensor
+    subjects: Tensor
+    presence: Tensor
+
+
+def words_of(tokenizer: CLIPTokenizer, captions: Sequence[Caption], most: int) -> Words:
+    """The words of some captions with at most so many subjects."""
     encoded = tokenizer(
         [c.text for c in captions], padding="max_length", truncation=True,
         return_offsets_mapping=True,
     )  # fmt: skip
-    samples, tokens, places, presence = [], [], [], []
+    samples, tokens, subjects, presence = [], [], [], []
     for b, caption in enumerate(captions):
         offsets = encoded["offset_mapping"][b]
         for span, members, kind in _words(caption):
             hits = [t for t, (a, z) in enumerate(offsets) if a < span[1] and z > span[0]]
             if not hits:
                 continue
-            row = torch.zeros(len(offsets))
-            row[hits] = 1 / len(hits)
+            row, meant = torch.zeros(len(offsets)), torch.zeros(most)
+            row[hits], meant[members] = 1 / len(hits), 1
             samples.append(b)
             tokens.append(row)
-            places.append(masks[b, members].sum(0).clamp(max=1).flatten())
+            subjects.append(meant)
             presence.append(PRESENCE[kind])
-    return (
-        torch.tensor(samples), torch.stack(tokens), torch.stack(places), torch.tensor(presence)
-    )  # fmt: skip
+    return Words(
+        torch.tensor(samples), torch.stack(tokens), torch.stack(subjects), torch.tensor(presence)
+    )
+
+
+def places_of(words: Words, masks: Float[Tensor, "B M h w"]) -> Float[Tensor, "N L"]:
+    """Where the subjects of each word are, in [0, 1]."""
+    meant = words.subjects[:, :, None, None] * masks[words.samples]
+    return meant.sum(1).clamp(max=1).flatten(1)
 
 
 def _words(caption: Caption) -> Iterator[tuple[tuple[int, int], list[int], str]]:

@@ -34,7 +34,7 @@ from ..judge.identity import IdentityEncoder
 from ..judge.judge import OWN, PALETTE, Judge, looks_of, seen_as
 from ..judge.verdict import Thresholds
 from ..prompts import listed
-from ..segmenter import SIDE, Segmenter
+from ..segmenter import SIDE, Segmenter, looked_at
 from ..world import BACKGROUNDS, Rendering, Subject, WorldSettings, render, sample_drawing
 from ..world.styles import STYLES, in_style
 from .dream import dreamed
@@ -48,9 +48,9 @@ BLENDED_SHARE, BLENDED_MOST = 0.3, 0.3  # of pictures, and of another picture mi
 
 
 def training_scene(
-    seed: int, world: WorldSettings, concepts: float = CONCEPT_SHARE
+    seed: int, world: WorldSettings, concepts: float = CONCEPT_SHARE, side: int = SIDE
 ) -> tuple[Image.Image, np.ndarray]:
-    """A picture and its classes at half resolution, (SIDE/2, SIDE/2).
+    """A picture of `side` pixels, a multiple of SIDE, and its classes at (SIDE/2, SIDE/2) places.
 
     It shows concepts with probability `concepts`, else random subjects.
     """
@@ -58,22 +58,24 @@ def training_scene(
     if rng.random() < concepts:
         number = 1 + rng.choice(len(world.counts), p=np.divide(world.counts, sum(world.counts)))
         names = rng.choice(list(CONCEPTS), number, replace=False).tolist()
-        drawn = draw_concepts(names, rng.choice(world.backgrounds), seed, SIDE)
+        drawn = draw_concepts(names, rng.choice(world.backgrounds), seed, side)
     else:
-        drawn = render(sample_drawing(seed, world), SIDE)
-    classes = np.zeros((SIDE, SIDE), dtype=np.int64)
+        drawn = render(sample_drawing(seed, world), side)
+    classes = np.zeros((side, side), dtype=np.int64)
     for subject, mask in zip(drawn.drawing.subjects, drawn.masks):
         classes[mask] = 1 + world.kinds.index(subject.kind)
     styled = rng.random() < STYLED_SHARE
     image = in_style(drawn.image, rng.choice(list(STYLES))) if styled else drawn.image
-    return image, classes[1::2, 1::2]
+    stride = 2 * side // SIDE
+    return image, classes[stride // 2 :: stride, stride // 2 :: stride]
 
 
 def scene_pool(
     run: Run, name: str, vae: AutoencoderKL, world: WorldSettings, count: int,
-    concepts: float = CONCEPT_SHARE,
+    concepts: float = CONCEPT_SHARE, side: int = SIDE,
 ) -> tuple[UInt8[Tensor, "N 3 S S"], UInt8[Tensor, "N s s"]]:  # fmt: skip
-    """Pictures and classes of `count` training scenes, kept in `<name>.safetensors`.
+    """Pictures as the segmenter sees them, and classes, of `count` training scenes of `side`
+    pixels, kept in `<name>.safetensors`.
 
     Two thirds of them went through the autoencoder.
     """
@@ -85,11 +87,11 @@ def scene_pool(
     for start in track(starts, f"miniature: {name}", total=len(starts)):
         g = run.generator(name, start)
         seeds = torch.randint(2**31, (min(32, count - start),), generator=g).tolist()
-        scenes = [training_scene(seed, world, concepts) for seed in seeds]
-        drawn = pixels_of([image for image, _ in scenes])
+        scenes = [training_scene(seed, world, concepts, side) for seed in seeds]
+        images = [image for image, _ in scenes]
         if start // 32 % 3:
-            drawn = coded(drawn, vae, g)
-        pixels.append(to_bytes(drawn))
+            images = images_of(coded(pixels_of(images), vae, g))
+        pixels.append(to_bytes(looked_at(images)))
         classes.append(torch.from_numpy(np.stack([where for _, where in scenes]).astype(np.uint8)))
     pool = {"pixels": torch.cat(pixels).contiguous(), "classes": torch.cat(classes)}
     save_file(pool, path)
@@ -100,14 +102,14 @@ def scene_pool(
 def coded(pixels: Tensor, vae: AutoencoderKL, g: torch.Generator) -> Tensor:
     """Pictures (B, 3, H, W) through an autoencoder as a denoiser would have made their latents:
     with noise in them, and a little of another picture."""
-    with torch.autocast("cpu", torch.bfloat16):
-        latents = posterior_of(vae, pixels).mean.float()
+    with torch.autocast(vae.device.type, torch.bfloat16):
+        latents = posterior_of(vae, pixels).mean.float().cpu()
         share = torch.rand(len(latents), 1, 1, 1, generator=g) * BLENDED_MOST
         share *= torch.rand(share.shape, generator=g) < BLENDED_SHARE
         latents = (1 - share) * latents + share * latents.roll(1, 0)
         strength = torch.rand(len(latents), 1, 1, 1, generator=g) * 0.5
         noise = torch.randn(latents.shape, generator=g) * latents.std() * strength
-        return decoded(vae, latents + noise).float().clamp(-1, 1)
+        return decoded(vae, latents + noise).float().clamp(-1, 1).cpu()
 
 
 def worn(pixels: Tensor, g: torch.Generator) -> Tensor:
@@ -122,7 +124,7 @@ def worn(pixels: Tensor, g: torch.Generator) -> Tensor:
 
 def train_segmenter(
     run: Run, name: str, vae: AutoencoderKL, world: WorldSettings, steps: int, scenes: int,
-    concepts: float = CONCEPT_SHARE, batch: int = 24, rate: float = 3e-3,
+    concepts: float = CONCEPT_SHARE, side: int = SIDE, batch: int = 24, rate: float = 3e-3,
 ) -> Segmenter:  # fmt: skip
     """Train a segmenter, or finish a run that was interrupted.
 
@@ -130,7 +132,7 @@ def train_segmenter(
     judge's, one is for methods that look at a picture while they draw it, and that one has never
     seen a concept.
     """
-    images, classes = scene_pool(run, f"{name}_scenes", vae, world, scenes, concepts)
+    images, classes = scene_pool(run, f"{name}_scenes", vae, world, scenes, concepts, side)
     torch.manual_seed(zlib.crc32(f"{run.seed}/{name}".encode()))
     segmenter = Segmenter(len(world.kinds) + 1)
     segmenter.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -138,9 +140,9 @@ def train_segmenter(
     for step in fit.steps():
         g = run.generator(name, step.number)
         chosen = torch.randint(len(images), (batch,), generator=g)
-        target = classes[chosen].long()
-        pixels = worn(from_bytes(images[chosen]), g)
-        with torch.autocast("cpu", torch.bfloat16):
+        target = run.there(classes[chosen]).long()
+        pixels = run.there(worn(from_bytes(images[chosen]), g))
+        with run.autocast():
             scores = segmenter(pixels.to(memory_format=torch.channels_last)).float()
         loss = F.cross_entropy(scores, target)
         fit.update(step, loss)
@@ -148,7 +150,7 @@ def train_segmenter(
         step.figures |= {"loss": loss.item(), "subject_pixels": right}
     fit.finish()
     segmenter.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    return segmenter.eval()
+    return segmenter.cpu().eval()
 
 
 def least_areas(world: WorldSettings, samples: int = 400) -> dict[int, float]:
@@ -167,8 +169,9 @@ def least_areas(world: WorldSettings, samples: int = 400) -> dict[int, float]:
 
 @torch.no_grad()
 def concept_looks(
-    encoder: IdentityEncoder, pipe: StableDiffusionPipeline, kinds: Sequence[str], views: int
-) -> tuple[dict[str, Float[Tensor, "N E"]], Float[np.ndarray, "K 3"]]:
+    encoder: IdentityEncoder, pipe: StableDiffusionPipeline, kinds: Sequence[str], views: int,
+    side: int = SIDE,
+) -> tuple[dict[str, Float[Tensor, "N E"]], Float[np.ndarray, "K 3"]]:  # fmt: skip
     """By class the mean direction of each concept's looks on it, and the palette of all colours.
 
     Half of the views are decoded drawings, half were painted over by the base model.
@@ -177,7 +180,8 @@ def concept_looks(
     for kind in track(kinds, "miniature: looks", total=len(kinds)):
         for name, concept in KNOWN.items():
             dressed = replace(concept.subject, kind=kind)
-            seen[kind, name] = _seen(pipe, [_look(name, dressed, view) for view in range(views)])
+            drawn = [_look(name, dressed, view, side) for view in range(views)]
+            seen[kind, name] = _seen(pipe, drawn)
     rng = np.random.default_rng(0)
     some = [rng.choice(colours_of(*pairs[0]), 60) for pairs in seen.values()]
     centres = palette(np.concatenate(some), PALETTE_SIZE).astype(np.float32)
@@ -209,12 +213,12 @@ def _seen(
     return [(image, drawn.masks[0][1::2, 1::2]) for image, drawn in zip(seen, drawings)]
 
 
-def _look(name: str, dressed: Subject, view: int) -> Rendering:
+def _look(name: str, dressed: Subject, view: int, side: int) -> Rendering:
     """A drawing of a concept's looks on some class: alone, or beside another concept."""
     rng = random.Random(f"{name} {view}")
     other = KNOWN[rng.choice([n for n in KNOWN if n != name])].subject
     subjects = [dressed] if view % 2 else [dressed, other]
-    return draw_subjects(subjects, rng.choice(BACKGROUNDS), 90_000 + view, SIDE)
+    return draw_subjects(subjects, rng.choice(BACKGROUNDS), 90_000 + view, side)
 
 
 def save_judge(judge: Judge, folder: Path) -> None:
@@ -240,9 +244,10 @@ def new_judge(
     pipe: StableDiffusionPipeline,
     world: WorldSettings,
     views: int,
+    side: int = SIDE,
 ) -> Judge:
     """A judge that is not calibrated yet: only what is like another concept counts as blended."""
-    looks, centres = concept_looks(encoder, pipe, world.kinds, views)
+    looks, centres = concept_looks(encoder, pipe, world.kinds, views, side)
     return Judge(
         segmenter, encoder, kinds=world.kinds, least_area=least_areas(world),
         concepts=list(KNOWN), looks=looks, own=torch.zeros_like(looks[world.kinds[0]]),

@@ -118,9 +118,11 @@ def write_examples(plan: Plan, folder: Path, count: int = PICTURES, size: int = 
 
 
 def train_loras(
-    pipe: StableDiffusionPipeline, folder: Path, steps: int, names: Sequence[str] | None = None
-) -> dict[str, Path]:
-    """Train the LoRAs that `folder/loras` does not hold yet; paths by name."""
+    pipe: StableDiffusionPipeline, folder: Path, steps: int, names: Sequence[str] | None = None,
+    side: int = 128,
+) -> dict[str, Path]:  # fmt: skip
+    """Train the LoRAs that `folder/loras` does not hold yet, from drawings of `side` pixels; paths
+    by name."""
     out = folder / "loras"
     out.mkdir(parents=True, exist_ok=True)
     files = {}
@@ -130,7 +132,7 @@ def train_loras(
         files[name] = out / f"{name}.safetensors"
         if files[name].exists():
             continue
-        write_examples(plan, folder / "examples" / name)
+        write_examples(plan, folder / "examples" / name, size=side)
         train_lora(
             pipe, folder / "examples" / name, trigger=plan.trigger, class_noun=plan.noun,
             out=files[name], settings=plan.settings(steps), format=plan.format,

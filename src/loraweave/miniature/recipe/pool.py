@@ -51,13 +51,19 @@ def build_pool(
     if path.exists() and len(found := load_file(path)["latents"]) == count:
         return Pool(found, load_file(path)["masks"], drawings)
     latents, masks, batch = [], [], 32
-    for start in track(range(0, count, batch), "miniature: pool", total=-(-count // batch)):
-        rendered = [render(d, size) for d in drawings[start : start + batch]]
-        pixels = pixels_of([r.image for r in rendered])
-        with torch.autocast("cpu", torch.bfloat16):
+    side = size // 2 ** (len(vae.config["block_out_channels"]) - 1)
+
+    def rendered(start: int) -> tuple[Tensor, Tensor]:
+        made = [render(drawing, size) for drawing in drawings[start : start + batch]]
+        return pixels_of([one.image for one in made]), cell_masks([one.masks for one in made], side)
+
+    starts = range(0, count, batch)
+    made = run.made(rendered, starts)
+    for pixels, cells in track(made, "miniature: pool", total=len(starts)):
+        with run.autocast():
             mean = posterior_of(vae, pixels).mean
-        latents.append(mean.half())
-        masks.append(cell_masks([r.masks for r in rendered], mean.shape[-1]))
+        latents.append(mean.half().cpu())
+        masks.append(cells)
     pool = Pool(torch.cat(latents).contiguous(), torch.cat(masks), drawings)
     save_file({"latents": pool.latents, "masks": pool.masks}, path)
     return pool

@@ -1,28 +1,84 @@
 """A training run on disk: a log of figures, checkpoints that survive a crash, averaged weights.
 
 Every random choice of a step is drawn from a generator seeded by (seed, stage, step), so a run
-that was interrupted goes on exactly as if it had not been.
+that was interrupted goes on exactly as if it had not been, and what a step learns from can be made
+by other processes before it is that step's turn.
 """
 
 import json
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from ...progress import track
 
+T = TypeVar("T")
+Moved = TypeVar("Moved", bound=Tensor | nn.Module)
+
 
 class Run:
-    """A folder with `log.jsonl` and one `<stage>.pt` checkpoint for each unfinished stage."""
+    """A folder with `log.jsonl` and one `<stage>.pt` checkpoint for each unfinished stage.
 
-    def __init__(self, folder: Path, seed: int = 0):
+    Args:
+        folder: that it is.
+        seed: of everything random.
+        device: that trains.
+        workers: processes that make ahead what the next steps learn from; with 0 each step does so
+            itself, which is best where the processor trains.
+    """
+
+    def __init__(
+        self, folder: Path, seed: int = 0, device: str | torch.device = "cpu", workers: int = 0
+    ):
         self.folder, self.seed = Path(folder), seed
+        self.device, self.workers = torch.device(device), workers
         self.folder.mkdir(parents=True, exist_ok=True)
+
+    def part(self, name: str, seed: int) -> "Run":
+        """A run in a folder of this one, on the same device."""
+        return Run(self.folder / name, seed, self.device, self.workers)
+
+    def there(self, what: Moved) -> Moved:
+        """A tensor or a module on the device that trains."""
+        return what.to(self.device)  # type: ignore[return-value]
+
+    def autocast(self) -> torch.autocast:
+        """Matrix products in bfloat16."""
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    @contextmanager
+    def compiled(self, *modules: nn.Module) -> Iterator[None]:
+        """Modules compiled in place on a GPU, where a small model's time is that of its launches;
+        they come out as they went in. On a processor compiling takes longer than it saves."""
+        own = modules if self.device.type == "cuda" else ()
+        for module in own:
+            module.compile()
+        try:
+            yield
+        finally:
+            for module in own:
+                module._compiled_call_impl = None
+
+    def noise(self, stage: str, step: int, like: Tensor) -> Tensor:
+        """Normal, of the shape of `like`, drawn where it is needed."""
+        g = self.generator(f"{stage} noise", step, self.device)
+        return torch.randn(like.shape, generator=g, device=self.device)
+
+    def made(self, make: Callable[[int], T], numbers: range) -> Iterator[T]:
+        """`make(number)` for each number in turn, ahead of its use if there are workers."""
+        loader = DataLoader(
+            _Made(make, numbers), batch_size=None, num_workers=self.workers, collate_fn=_as_it_is,
+            prefetch_factor=4 if self.workers else None,
+            generator=torch.Generator(),  # else it would take a number from everybody's
+        )  # fmt: skip
+        return iter(loader)
 
     def log(self, stage: str, **figures: Any) -> None:
         """Append one line of figures to the log."""
@@ -37,14 +93,16 @@ class Run:
         temporary.replace(self.folder / f"{stage}.pt")
 
     def load(self, stage: str) -> dict[str, Any] | None:
-        """The stage's checkpoint, if there is one."""
+        """The stage's checkpoint on the processor, if there is one."""
         path = self.folder / f"{stage}.pt"
-        return torch.load(path, weights_only=True) if path.exists() else None
+        return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
 
-    def generator(self, stage: str, step: int) -> torch.Generator:
+    def generator(
+        self, stage: str, step: int, device: str | torch.device = "cpu"
+    ) -> torch.Generator:
         """The source of all randomness of one step."""
         key = zlib.crc32(f"{self.seed}/{stage}/{step}".encode())
-        return torch.Generator().manual_seed(key)
+        return torch.Generator(device).manual_seed(key)
 
     def steps(self, stage: str, first: int, total: int, every: int = 50) -> Iterator["Step"]:
         """Count steps from `first` to `total`, with a progress bar and the figures logged."""
@@ -59,6 +117,23 @@ class Run:
                 seconds = time.monotonic() - clock
                 self.log(stage, step=number + 1, seconds=seconds, **sums)
                 sums, clock = {}, time.monotonic()
+
+
+class _Made(Dataset[T]):
+    """What is made for each of some numbers."""
+
+    def __init__(self, make: Callable[[int], T], numbers: range):
+        self.make, self.numbers = make, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> T:
+        return self.make(self.numbers[index])
+
+
+def _as_it_is(made: T) -> T:
+    return made
 
 
 class Step:
@@ -101,20 +176,23 @@ class Fit:
     Args:
         run: where checkpoints go.
         stage: their name.
-        model: trained in place; a checkpoint's weights are loaded at once.
+        model: trained in place on the run's device, where it stays; a checkpoint's weights are
+            loaded at once.
         steps: of the whole training.
         rate: the highest learning rate of AdamW.
         average: decay of the moving average.
         warm: that begins with a smaller one.
         weight_decay: of AdamW.
+        compiled: its parts that are compiled meanwhile, see `Run.compiled`.
     """
 
     def __init__(
         self, run: Run, stage: str, model: nn.Module, *, steps: int, rate: float,
         average: float, weight_decay: float, warm: bool = True,
+        compiled: Sequence[nn.Module] = (),
     ):  # fmt: skip
-        self.run, self.stage, self.model, self.total = run, stage, model, steps
-        self.rate, self.first = rate, 0
+        self.run, self.stage, self.model, self.total = run, stage, run.there(model), steps
+        self.rate, self.first, self.compiled = rate, 0, compiled
         self.average = Average(model, average, warm)
         self.optimizer = torch.optim.AdamW(
             model.parameters(), rate, weight_decay=weight_decay, betas=(0.9, 0.99), fused=True
@@ -122,12 +200,17 @@ class Fit:
         if state := run.load(stage):
             self.first = state["step"]
             model.load_state_dict(state["model"])
-            self.average.values = state["average"]
+            self.average.values = {k: run.there(v) for k, v in state["average"].items()}
             self.optimizer.load_state_dict(state["optimizer"])
 
     def steps(self) -> Iterator[Step]:
         """The steps that are left."""
-        return self.run.steps(self.stage, self.first, self.total)
+        with self.run.compiled(*self.compiled):
+            yield from self.run.steps(self.stage, self.first, self.total)
+
+    def fed(self, make: Callable[[int], T]) -> Iterator[tuple[Step, T]]:
+        """The steps that are left, each with what `make` gives for its number; see `Run.made`."""
+        return zip(self.steps(), self.run.made(make, range(self.first, self.total)))
 
     def update(self, step: Step, loss: Tensor) -> None:
         """One optimiser step, and a checkpoint at times."""

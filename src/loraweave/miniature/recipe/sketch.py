@@ -53,7 +53,7 @@ def train_adapter(
     unet.set_attn_processor(AttnProcessor())
     fit = Fit(run, "sketch", adapter, steps=steps, rate=rate, average=0.995, weight_decay=1e-2)
     scheduler = new_scheduler()
-    snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
+    snr = run.there(scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod))
     for step in fit.steps():
         g = run.generator("sketch", step.number)
         chosen = torch.randint(scenes, (batch,), generator=g)
@@ -64,19 +64,19 @@ def train_adapter(
             for n, w, d in zip(chosen.tolist(), wordings, dropped)
         ]
         ids = pipe.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
-        latents = pool.latents[chosen].float()
-        noise = torch.randn(latents.shape, generator=g)
-        t = timesteps(batch, g)
+        latents = run.there(pool.latents[chosen]).float()
+        noise = run.noise("sketch", step.number, latents)
+        t = run.there(timesteps(batch, g))
         noisy = scheduler.add_noise(latents, noise, t)  # type: ignore[arg-type]
-        with torch.autocast("cpu", torch.bfloat16):
+        with run.autocast():
             with torch.no_grad():
-                states = text_encoder(ids.input_ids).last_hidden_state
-            features = adapter(sketches[chosen][:, None].float())
+                states = text_encoder(run.there(ids.input_ids)).last_hidden_state
+            features = adapter(run.there(sketches[chosen][:, None]).float())
             predicted = unet(
                 noisy, t, states, down_intrablock_additional_residuals=list(features)
             ).sample
         target = scheduler.get_velocity(latents, noise, t)  # type: ignore[arg-type]
-        masks = pool.masks[chosen].float() / 255
+        masks = run.there(pool.masks[chosen]).float() / 255
         error = focused_error(predicted.float(), target, masks)
         loss = (error * time_weight(snr[t])).mean()
         fit.update(step, loss)

@@ -59,7 +59,6 @@ class Size:
 
     Attributes:
         parts: of the autoencoder's and the base's training.
-        pixels: side of the pictures.
         judge_steps, finder_steps, encoder_steps: optimiser steps of the judge's segmenter, of the
             other one and of the identity encoder.
         judge_scenes, families: what these learn from.
@@ -72,11 +71,13 @@ class Size:
         clip_steps, dino_steps: of the encoders for the papers' scores.
         references: pictures of each LoRA alone that these compare with.
         alone: pictures of each LoRA alone for the judge, two or more.
+        pixels: side of the pictures.
+        channels: of the base's U-Net, level by level.
+        batch: of the base's training, scenes a step.
         loras: names of those that are made; all if None.
     """
 
     parts: tuple[Part, ...]
-    pixels: int
     judge_steps: int
     finder_steps: int
     judge_scenes: int
@@ -94,63 +95,46 @@ class Size:
     dino_steps: int
     references: int
     alone: int
+    pixels: int = 128
+    channels: tuple[int, ...] = (80, 160)
+    batch: int = 32
     loras: tuple[str, ...] | None = None
 
 
-_SMALL = (
-    Part(FIRST_WORLD, vae_steps=2800, pool=16_000, base_steps=10_400),
-    Part(TAUGHT_WORLD, vae_steps=2200, pool=24_000, base_steps=11_000),
-)
-_TRIAL = (Part(FIRST_WORLD, 2, 64, 2), Part(TAUGHT_WORLD, 2, 64, 2))
 SIZES = {
     "small": Size(
-        _SMALL,
-        128,
-        judge_steps=4500,
-        finder_steps=2500,
-        judge_scenes=8000,
-        encoder_steps=6000,
-        families=2500,
-        dream_steps=1500,
-        dreams=1000,
-        style_steps=400,
-        style_scenes=1500,
-        decoder_steps=1500,
-        views=8,
-        lora_steps=160,
-        sketch_steps=3000,
-        clip_steps=1600,
-        dino_steps=2500,
-        references=50,
-        alone=40,
+        parts=(
+            Part(FIRST_WORLD, vae_steps=2800, pool=16_000, base_steps=10_400),
+            Part(TAUGHT_WORLD, vae_steps=2200, pool=24_000, base_steps=11_000),
+        ),
+        judge_steps=4500, finder_steps=2500, judge_scenes=8000, encoder_steps=6000, families=2500,
+        dream_steps=1500, dreams=1000, style_steps=400, style_scenes=1500, decoder_steps=1500,
+        views=8, lora_steps=160, sketch_steps=3000, clip_steps=1600, dino_steps=2500,
+        references=50, alone=40,
+    ),
+    "full": Size(
+        parts=(Part(TAUGHT_WORLD, vae_steps=10_000, pool=120_000, base_steps=25_000),),
+        pixels=256, channels=(64, 96, 160), batch=128,
+        judge_steps=4500, finder_steps=2500, judge_scenes=8000, encoder_steps=6000, families=2500,
+        dream_steps=1500, dreams=1000, style_steps=400, style_scenes=1500, decoder_steps=3000,
+        views=8, lora_steps=160, sketch_steps=3000, clip_steps=1600, dino_steps=2500,
+        references=50, alone=40,
     ),
     "trial": Size(
-        _TRIAL,
-        128,
-        judge_steps=2,
-        finder_steps=2,
-        judge_scenes=32,
-        encoder_steps=2,
-        families=16,
-        dream_steps=2,
-        dreams=8,
-        style_steps=2,
-        style_scenes=32,
-        decoder_steps=2,
-        views=1,
-        lora_steps=1,
-        sketch_steps=2,
-        clip_steps=2,
-        dino_steps=2,
-        references=2,
-        alone=2,
-        loras=("blackcat", "golddog", "pencil"),
+        parts=(Part(FIRST_WORLD, 2, 64, 2), Part(TAUGHT_WORLD, 2, 64, 2)),
+        judge_steps=2, finder_steps=2, judge_scenes=32, encoder_steps=2, families=16,
+        dream_steps=2, dreams=8, style_steps=2, style_scenes=32, decoder_steps=2,
+        views=1, lora_steps=1, sketch_steps=2, clip_steps=2, dino_steps=2,
+        references=2, alone=2, loras=("blackcat", "golddog", "pencil"),
     ),
-}
-"""`small` is what ships; `trial` runs every stage for a moment, to see that it works."""
+}  # fmt: skip
+"""`small` is what ships; `full` is for a GPU; `trial` runs every stage for a moment, to see that it
+works."""
 
 
-def train_miniature(folder: str | Path, size: str = "small", seed: int = 0) -> dict[str, str]:
+def train_miniature(
+    folder: str | Path, size: str = "small", seed: int = 0, device: str = "cpu", workers: int = 0
+) -> dict[str, str]:
     """Train tokenizer, autoencoder, base, LoRAs and judge into `folder`; resumes what is there.
 
     Args:
@@ -158,6 +142,8 @@ def train_miniature(folder: str | Path, size: str = "small", seed: int = 0) -> d
             the weights that ship with the package.
         size: a name of `SIZES`.
         seed: of everything random.
+        device: that trains and draws; the judge works on the processor.
+        workers: processes that draw ahead what a GPU learns from; see `Run`.
 
     Returns:
         The result's folder and the size.
@@ -167,20 +153,20 @@ def train_miniature(folder: str | Path, size: str = "small", seed: int = 0) -> d
     """
     if size not in SIZES:
         raise TrainingError(f"no size {size!r}; there are: {', '.join(SIZES)}")
-    recipe, run = SIZES[size], Run(Path(folder), seed)
-    run.log("start", size=size, seed=seed, torch=torch.__version__)
+    recipe, run = SIZES[size], Run(Path(folder), seed, device, workers)
+    run.log("start", size=size, seed=seed, torch=torch.__version__, device=device)
     tokenizer = train_tokenizer(seed=seed)
     vae = pipe = None
     leg = run
     for number, part in enumerate(recipe.parts):
-        leg = Run(run.folder / f"part{number}", seed + number)
+        leg = run.part(f"part{number}", seed + number)
         vae = _autoencoder(leg, part, recipe.pixels, vae)
         if part is recipe.parts[-1]:
             make_sure(vae)
-        pipe = _base(leg, part, recipe.pixels, tokenizer, vae, pipe)
+        pipe = _base(leg, part, recipe, tokenizer, vae, pipe)
     assert vae is not None
     assert pipe is not None
-    loras = train_loras(pipe, run.folder, recipe.lora_steps, recipe.loras)
+    loras = train_loras(pipe, run.folder, recipe.lora_steps, recipe.loras, recipe.pixels)
     last = recipe.parts[-1]
     pool = build_pool(leg, vae, last.world, recipe.pixels, last.pool)
     adapter = train_adapter(run, pipe, pool, recipe.pixels, recipe.sketch_steps)
@@ -188,7 +174,9 @@ def train_miniature(folder: str | Path, size: str = "small", seed: int = 0) -> d
     pipe.vae = train_decoder(run, pipe.vae, world, recipe.pixels, recipe.decoder_steps)
     judge, finder = _judge(run, recipe, vae, pipe)
     judge = calibrated(run, judge, alone_pictures(run, pipe, loras, recipe.alone))
-    reader = train_style_reader(run, vae, recipe.style_steps, recipe.style_scenes)
+    reader = train_style_reader(
+        run, vae, recipe.style_steps, recipe.style_scenes, side=recipe.pixels
+    )
     clip = train_clip(run, tokenizer, FULL_WORLD, recipe.clip_steps)
     dino = train_dino(run, FULL_WORLD, recipe.dino_steps)
     weights = collect(
@@ -200,7 +188,7 @@ def train_miniature(folder: str | Path, size: str = "small", seed: int = 0) -> d
 def _autoencoder(run: Run, part: Part, pixels: int, start: AutoencoderKL | None) -> AutoencoderKL:
     path = run.folder / "vae"
     if path.exists():
-        return AutoencoderKL.from_pretrained(path, use_safetensors=True).eval()
+        return run.there(AutoencoderKL.from_pretrained(path, use_safetensors=True).eval())
     world = replace(part.world, mirrored=0.5)  # what faces left is learned at no cost
     vae = train_vae(run, world, pixels, part.vae_steps, start=start)
     vae.save_pretrained(path)
@@ -208,34 +196,40 @@ def _autoencoder(run: Run, part: Part, pixels: int, start: AutoencoderKL | None)
 
 
 def _base(
-    run: Run, part: Part, pixels: int, tokenizer: CLIPTokenizer, vae: AutoencoderKL,
+    run: Run, part: Part, recipe: Size, tokenizer: CLIPTokenizer, vae: AutoencoderKL,
     start: StableDiffusionPipeline | None,
 ) -> StableDiffusionPipeline:  # fmt: skip
     path = run.folder / "base"
     if not path.exists():
-        pool = build_pool(run, vae, part.world, pixels, part.pool)
-        pipe = train_base(run, tokenizer, vae, pool, part.base_steps, start=start)
+        pool = build_pool(run, vae, part.world, recipe.pixels, part.pool)
+        pipe = train_base(
+            run, tokenizer, vae, pool, part.base_steps, start=start, batch=recipe.batch,
+            channels=recipe.channels,
+        )  # fmt: skip
         pipe.save_pretrained(path)
-    return StableDiffusionPipeline.from_pretrained(
+    pipe = StableDiffusionPipeline.from_pretrained(
         path, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
         local_files_only=True, use_safetensors=True,
     )  # fmt: skip
+    return pipe.to(run.device)
 
 
 def _judge(
     run: Run, recipe: Size, vae: AutoencoderKL, pipe: StableDiffusionPipeline
 ) -> tuple[Judge, Segmenter]:
     """The judge, not calibrated, and the segmenter for methods that need one."""
-    world, scenes = CROWDED_WORLD, recipe.judge_scenes
-    segmenter = train_segmenter(run, "judge", vae, world, recipe.judge_steps, scenes)
-    finder = train_segmenter(run, "finder", vae, world, recipe.finder_steps, scenes, concepts=0.0)
-    drawn = crop_pool(run, vae, FULL_WORLD, recipe.families)
+    world, scenes, side = CROWDED_WORLD, recipe.judge_scenes, recipe.pixels
+    segmenter = train_segmenter(run, "judge", vae, world, recipe.judge_steps, scenes, side=side)
+    finder = train_segmenter(
+        run, "finder", vae, world, recipe.finder_steps, scenes, concepts=0.0, side=side
+    )
+    drawn = crop_pool(run, vae, FULL_WORLD, recipe.families, side=side)
     encoder = train_encoder(run, "encoder", [drawn], recipe.encoder_steps)
-    dreams = crop_pool(run, vae, FULL_WORLD, recipe.dreams, pipe)
+    dreams = crop_pool(run, vae, FULL_WORLD, recipe.dreams, pipe, side)
     encoder = train_encoder(
         run, "dreams", [drawn, dreams], recipe.dream_steps, rate=5e-4, start=encoder
     )
-    return new_judge(segmenter, encoder, pipe, FULL_WORLD, recipe.views), finder
+    return new_judge(segmenter, encoder, pipe, FULL_WORLD, recipe.views, side), finder
 
 
 def collect(
@@ -258,9 +252,10 @@ def collect(
     save_half(reader.state_dict(), fresh / "judge" / "style.safetensors")
     save_half(finder.state_dict(), fresh / "finder.safetensors")
     pipe.to(torch.float32)  # with the rounding of fp16, as users will load it
+    write_references(fresh, pipe, judge, references)
+    pipe.to("cpu")  # where tests draw it
     loras = {path.stem: path for path in (fresh / "loras").glob("*.safetensors")}
     golden = {name: golden_blocks(pipe, name, loras).round(4).tolist() for name in METHODS}
-    write_references(fresh, pipe, judge, references)
     (fresh / "golden.json").write_text(json.dumps(golden) + "\n")
     (fresh / "log.json").write_text(json.dumps(summary(folder), indent=1) + "\n")
     shutil.rmtree(weights, ignore_errors=True)

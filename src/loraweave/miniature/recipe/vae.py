@@ -102,25 +102,31 @@ def train_vae(
     torch.manual_seed(run.seed)
     vae = new_vae(size) if start is None else copy.deepcopy(start).train()
     vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    fit = Fit(run, "vae", vae, steps=steps, rate=rate, average=0.995, weight_decay=1e-4)
-    for step in fit.steps():
-        i = step.number
+    fit = Fit(
+        run, "vae", vae, steps=steps, rate=rate, average=0.995, weight_decay=1e-4,
+        compiled=(vae.encoder, vae.decoder),
+    )  # fmt: skip
+
+    def batch_of(i: int) -> tuple[Tensor, Tensor]:
         g = run.generator("vae", i)
         whole = i >= 0.85 * steps
         crop, count = (size, max(1, batch // 4)) if whole else (size // 2, batch)
         seeds = torch.randint(2**31, (count,), generator=g).tolist()
-        pixels, subjects = drawn_batch(seeds, world, size, crop, g)
+        return drawn_batch(seeds, world, size, crop, g)
+
+    for step, (pixels, subjects) in fit.fed(batch_of):
+        pixels, subjects = run.there(pixels), run.there(subjects)
         pixels = pixels.to(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        with run.autocast():
             posterior = posterior_of(vae, pixels)
-            noise = torch.randn(posterior.mean.shape, generator=g)
+            noise = run.noise("vae", step.number, posterior.mean)
             output = decoded(vae, (posterior.mean + posterior.std * noise).float())
         reconstruction = reconstruction_loss(output.float(), pixels, subjects)
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
         divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         loss = reconstruction + 5e-4 * divergence
         if start is not None:
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad(), run.autocast():
                 held = posterior_of(start, pixels).mean.float()
             drift = F.mse_loss(mean, held)
             loss = loss + HOLD * drift
