@@ -18,7 +18,7 @@ from loraweave.miniature.codec import decoded, pixels_of, posterior_of
 from loraweave.miniature.concepts import CONCEPTS
 from loraweave.miniature.judge import load_judge
 from loraweave.miniature.judge.identity import CROP, IdentityEncoder, crop_of
-from loraweave.miniature.recipe.base import new_unet
+from loraweave.miniature.recipe.base import new_unet, train_base
 from loraweave.miniature.recipe.calibrate import SLACK, with_own
 from loraweave.miniature.recipe.clip import numbered, one_of, train_clip
 from loraweave.miniature.recipe.decoder import make_sure, train_decoder
@@ -27,8 +27,10 @@ from loraweave.miniature.recipe.encoder import contrastive, family, frayed, near
 from loraweave.miniature.recipe.grounding import PlainRecordingProcessor, grounding_loss
 from loraweave.miniature.recipe.judge import coded, scene_pool, training_scene, worn
 from loraweave.miniature.recipe.loras import ED_CONCEPTS, PICTURES, RANK, plans, write_examples
+from loraweave.miniature.recipe.pool import build_pool
 from loraweave.miniature.recipe.run import Run
 from loraweave.miniature.recipe.style import styled_scene, train_style_reader
+from loraweave.miniature.recipe.tokenizer import train_tokenizer
 from loraweave.miniature.recipe.vae import new_vae, train_vae
 from loraweave.miniature.style_reader import NAMES
 from loraweave.miniature.world import FIRST_WORLD, FULL_WORLD, KINDS
@@ -221,6 +223,17 @@ def test_larger_pictures_are_looked_at_as_the_judge_does(tmp_path, vae):
     assert styled_scene(3, 256)[0].size == (256, 256)
     person = CONCEPTS["honeybear"].subject
     assert view(random.Random(5), person, FULL_WORLD, 256).mask.shape == (256, 256)
+
+
+def test_a_base_for_large_latents_learns(tmp_path):
+    """Where the maps are coarser than the latents, and with captions in other processes."""
+    torch.manual_seed(0)
+    vae, run, tokenizer = new_vae(64, (8, 8)).eval(), Run(tmp_path), train_tokenizer(seed=0)
+    pool = build_pool(run, vae, FIRST_WORLD, 64, 8)
+    assert pool.latents.shape == (8, 16, 32, 32)
+    made = train_base(run, tokenizer, vae, pool, 2, batch=4, channels=(8, 16))
+    assert made.unet.config["sample_size"] == 32
+    assert made.unet.config["down_block_types"] == ("DownBlock2D", "CrossAttnDownBlock2D")
 
 
 def test_large_latents_have_no_attention_at_their_own_size():

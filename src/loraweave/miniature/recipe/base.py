@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -11,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from ...backbone.sites import reading_sites
+from ...backbone.sites import reading_factor, reading_sites
 from ...denoise.recorder import recording
 from .grounding import PlainRecordingProcessor, Words, grounding_loss, places_of, words_of
 from .pool import MAX_SUBJECTS, Pool
@@ -171,7 +172,7 @@ def train_base(
     scheduler = new_scheduler()
     snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
     snr = run.there(snr)
-    sites = reading_sites(unet)
+    sites, factor = reading_sites(unet), reading_factor(unet)
 
     def told_of(i: int) -> Told:
         return told(pool, tokenizer, batch, run.generator("base", i))
@@ -192,7 +193,7 @@ def train_base(
         error = focused_error(predicted.float(), target, masks)
         weight = time_weight(snr[t])
         words, named = Words(*map(run.there, given.words)), run.there(given.named)
-        places = places_of(words, masks[named])
+        places = places_of(words, F.avg_pool2d(masks[named], factor))
         grounded, share = grounding_loss(
             maps[named], words.samples, words.tokens, places, words.presence
         )
