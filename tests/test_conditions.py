@@ -363,7 +363,11 @@ class TestRefused:
             ]  # fmt: skip
         (tmp_path / "config.json").write_text('{"_class_name": "T2IAdapter"}')
         check_fits("it", adapter_config(tmp_path), SD15, 8)  # its defaults are those
-        unusual = {**SD15, "down_block_types": ["DownBlock2D", *SD15["down_block_types"][1:]]}
+        blocks = SD15["down_block_types"]
+        coarse = {**SD15, "down_block_types": ["DownBlock2D", *blocks[1:]]}
+        with pytest.raises(BaseModelMismatch, match="needs one of full_adapter_xl"):
+            check_fits("it", adapter_config(tmp_path), coarse, 8)
+        unusual = {**SD15, "down_block_types": [blocks[0], "DownBlock2D", *blocks[2:]]}
         with pytest.raises(BaseModelMismatch, match="blocks without attention"):
             check_fits("it", adapter_config(tmp_path), unusual, 8)
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from loraweave.backbone.conditions import check_fits
 from loraweave.backbone.sites import reading_sites
 from loraweave.denoise.recorder import RecordingProcessor, recording
 from loraweave.evaluate.encoders import Clip, Dino
@@ -29,6 +30,7 @@ from loraweave.miniature.recipe.judge import coded, scene_pool, training_scene, 
 from loraweave.miniature.recipe.loras import ED_CONCEPTS, PICTURES, RANK, plans, write_examples
 from loraweave.miniature.recipe.pool import build_pool
 from loraweave.miniature.recipe.run import Run
+from loraweave.miniature.recipe.sketch import train_adapter
 from loraweave.miniature.recipe.style import styled_scene, train_style_reader
 from loraweave.miniature.recipe.tokenizer import train_tokenizer
 from loraweave.miniature.recipe.vae import new_vae, train_vae
@@ -231,9 +233,13 @@ def test_a_base_for_large_latents_learns(tmp_path):
     vae, run, tokenizer = new_vae(64, (8, 8)).eval(), Run(tmp_path), train_tokenizer(seed=0)
     pool = build_pool(run, vae, FIRST_WORLD, 64, 8)
     assert pool.latents.shape == (8, 16, 32, 32)
-    made = train_base(run, tokenizer, vae, pool, 2, batch=4, channels=(8, 16))
+    made = train_base(run, tokenizer, vae, pool, 2, batch=4, channels=(8, 16, 16))
     assert made.unet.config["sample_size"] == 32
-    assert made.unet.config["down_block_types"] == ("DownBlock2D", "CrossAttnDownBlock2D")
+    assert made.unet.config["down_block_types"] == ("DownBlock2D", *["CrossAttnDownBlock2D"] * 2)
+    adapter = train_adapter(run, made, pool, 64, 2, scenes=8, batch=2)
+    check_fits("it", adapter.config, made.unet.config, made.vae_scale_factor)
+    features = adapter(torch.rand(1, 1, 64, 64))
+    assert [tuple(f.shape[1:]) for f in features] == [(8, 16, 16), (16, 16, 16), (16, 8, 8)]
 
 
 def test_large_latents_have_no_attention_at_their_own_size():

@@ -7,7 +7,7 @@ values in [0, 1].
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from ..errors import BaseModelMismatch, ModelNotFound, SceneError
 
 KINDS = ("full_adapter", "light_adapter")
 """Of diffusers' adapters those for U-Nets that halve the latent from block to block."""
+COARSE_KIND = "full_adapter_xl"
+"""And that for a first block without attention, which halves before the feature is added."""
 WEIGHTS = "diffusion_pytorch_model"
 MODES = {1: "L", 3: "RGB"}
 
@@ -101,6 +103,12 @@ def adapter_config(folder: Path) -> Mapping[str, Any]:
     return whole
 
 
+def wanted_adapter(down_blocks: Sequence[str]) -> tuple[str, int]:
+    """The kind of adapter for a U-Net with these down blocks, and by how much more than the
+    latent its first feature shrinks the picture."""
+    return (KINDS[0], 1) if "CrossAttn" in down_blocks[0] else (COARSE_KIND, 2)
+
+
 def check_fits(
     name: str | Path, adapter: Mapping[str, Any], unet: Mapping[str, Any], factor: int
 ) -> None:
@@ -111,11 +119,13 @@ def check_fits(
         adapter, unet: their configurations.
         factor: pixels to a cell of the latent.
     """
-    kind = adapter["adapter_type"]
-    if kind not in KINDS:
+    kind, blocks = adapter["adapter_type"], list(unet["down_block_types"])
+    wanted, coarser = wanted_adapter(blocks)
+    kinds = KINDS if wanted in KINDS else (wanted,)
+    if kind not in kinds:
         raise BaseModelMismatch(
-            f"the adapter {name} is a {kind}, made for another kind of base; Stable Diffusion 1.x "
-            f"needs one of {', '.join(KINDS)}"
+            f"the adapter {name} is a {kind}, made for another kind of base; this one needs "
+            f"one of {', '.join(kinds)}"
         )
     found, expected = list(adapter["channels"]), list(unet["block_out_channels"])
     if found != expected:
@@ -123,17 +133,17 @@ def check_fits(
             f"the adapter {name} was made for another base: its features have {found} channels, "
             f"this base's blocks {expected}; give an adapter of this base"
         )
-    if adapter["downscale_factor"] != factor:
+    if adapter["downscale_factor"] != coarser * factor:
         raise BaseModelMismatch(
             f"the adapter {name} was made for another base: it makes one cell of "
-            f"{adapter['downscale_factor']} pixels a side, this base one of {factor}; give an "
-            "adapter of this base"
+            f"{adapter['downscale_factor']} pixels a side, this base one of {coarser * factor}; "
+            "give an adapter of this base"
         )
-    if not all("CrossAttn" in block for block in unet["down_block_types"][:-1]):
+    if not all("CrossAttn" in block for block in blocks[1:-1]):
         # There the feature would be added after the halving, which no adapter's size fits.
         raise BaseModelMismatch(
             f"the adapter {name} does not fit this base, whose U-Net has blocks without attention "
-            "before its last one; Stable Diffusion 1.x has none"
+            "between its first and its last one; Stable Diffusion 1.x has none"
         )
 
 

@@ -53,6 +53,7 @@ class Plan:
         updates: extra updates before the first step, of those methods.
         repetitions: timed runs of each.
         settings: by method, where they are not the defaults.
+        pass_batch: of `compose`.
         profile: draw once more to see which operations take the time.
     """
 
@@ -68,6 +69,7 @@ class Plan:
     updates: int = 20
     repetitions: int = 3
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    pass_batch: int | None = None
     profile: bool = False
 
     def check(self) -> None:
@@ -153,13 +155,18 @@ def measure(plan: Plan, progress: bool = False) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         loras = speed_loras(pipe, Path(folder), max(plan.counts), plan.rank)
         cases = _cases(plan, pipe, loras)
-        turns = [(case, turn) for turn in range(-1, plan.repetitions) for case in cases]
+        turns = [(case, turn) for turn in range(-2, plan.repetitions) for case in cases]
         for case, turn in track(turns, "measured", len(turns), progress):
             assert case.draw is not None
-            if turn < 0:  # the first picture warms up, too
-                with peak_memory(plan.device) as memory, flop_counter() as counter:
+            if turn == -2:
+                with flop_counter() as counter:
                     case.calls = case.draw()
-                case.flops, case.mib = counter.get_total_flops(), memory.mib
+                case.flops = counter.get_total_flops()
+                continue
+            if turn == -1:  # apart: counting takes memory for every call; this warms up, too
+                with peak_memory(plan.device) as memory:
+                    case.draw()
+                case.mib = memory.mib
                 continue
             _settled(plan.device)
             started = time.perf_counter()
@@ -246,7 +253,8 @@ def _composed(
         out = compose(
             pipe, speed_prompt(len(loras)), loras=loras, method=method,
             settings=plan.settings_of(method), width=plan.size[0], height=plan.size[1],
-            num_inference_steps=steps, generator=torch.Generator().manual_seed(0), progress=False,
+            num_inference_steps=steps, generator=torch.Generator().manual_seed(0),
+            pass_batch=plan.pass_batch, progress=False,
         )  # fmt: skip
         return out.info["calls"]
 
@@ -305,7 +313,8 @@ def _row(plan: Plan, case: _Case, cases: Sequence[_Case], weights: float) -> dic
     return row | {
         "base": plan.base, "device": plan.device, "dtype": plan.dtype,
         "size": f"{plan.size[0]}x{plan.size[1]}", "steps": case.steps, "rank": plan.rank,
-        "repetitions": len(case.seconds), "threads": torch.get_num_threads(),
+        "pass_batch": plan.pass_batch, "repetitions": len(case.seconds),
+        "threads": torch.get_num_threads(),
     }  # fmt: skip
 
 

@@ -52,6 +52,12 @@ def speed(
     ] = 20,
     repetitions: Annotated[int, typer.Option(min=1, max=100, help="Timed runs of each.")] = 3,
     settings: Settings = None,
+    pass_batch: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Rows of one call of the methods.", show_default="all passes in one call"
+        ),
+    ] = None,
     flops_only: Annotated[
         bool, typer.Option("--flops-only", help="Count, without drawing anything.")
     ] = False,
@@ -74,6 +80,10 @@ def speed(
 
     if flops_only and profile:
         raise SceneError("--flops-only draws nothing that --profile could look at; leave one out")
+    if flops_only and pass_batch:
+        raise SceneError(
+            "--pass-batch changes calls and memory, not FLOPs; leave it or --flops-only out"
+        )
     if not flops_only:
         check_device(device)
     names = tuple(names_of(methods))
@@ -83,7 +93,7 @@ def speed(
     plan = Plan(
         base=base, device=device, dtype=dtype, size=_size(size) if size else usual, methods=names,
         counts=_numbers(loras), rank=rank, steps=steps, guided_steps=guided_steps or steps,
-        updates=updates, repetitions=repetitions, profile=profile,
+        updates=updates, repetitions=repetitions, pass_batch=pass_batch, profile=profile,
         settings=settings_of([n for n in names if n not in ("naive", "plain")], settings),
     )  # fmt: skip
     rows = counted(plan, progress=True) if flops_only else measure(plan, progress=True)

@@ -60,7 +60,9 @@ def samples_seen(weights: Path = WEIGHTS) -> int:
     """How many noisy scenes the base model was trained on, by the log that ships with it."""
     log = json.loads((weights / "log.json").read_text())
     last: dict[str | None, int] = {}
+    batch = 32  # of logs that do not say it
     for line in log:
         if line["stage"] == "base":
             last[line.get("part")] = line["step"]
-    return sum(last.values()) * 32
+        batch = line.get("batch", batch)
+    return sum(last.values()) * batch

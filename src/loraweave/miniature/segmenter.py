@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from PIL import Image
 from torch import Tensor, nn
 
@@ -76,6 +76,16 @@ def looked_at(images: Sequence[Image.Image]) -> Float[Tensor, "B 3 h w"]:
     size = round(width * scale / 16) * 16, round(height * scale / 16) * 16
     resized = [i.convert("RGB").resize(size, Image.Resampling.BICUBIC) for i in images]
     return pixels_of(resized)
+
+
+def at_places(mask: Shaped[np.ndarray, "H W"]) -> Shaped[np.ndarray, "h w"]:
+    """A mask, or classes, of a square picture at the segmenter's places.
+
+    Args:
+        mask: its side is a multiple of SIDE.
+    """
+    stride = 2 * len(mask) // SIDE
+    return mask[stride // 2 :: stride, stride // 2 :: stride]
 
 
 def load_segmenter(path: Path, classes: int) -> Segmenter:

@@ -177,32 +177,32 @@ def train_base(
     def told_of(i: int) -> Told:
         return told(pool, tokenizer, batch, run.generator("base", i))
 
-    for step, given in fit.fed(told_of):
-        latents = run.there(pool.latents[given.chosen]).float()
-        masks = run.there(pool.masks[given.chosen]).float() / 255
-        noise, t = run.noise("base", step.number, latents), run.there(given.times)
-        noisy = scheduler.add_noise(latents, noise, t).to(memory_format=torch.channels_last)  # type: ignore[arg-type]
-        with (
-            run.autocast(),
-            recording(sites, PlainRecordingProcessor) as recorder,
-        ):
-            states = text_encoder(run.there(given.ids)).last_hidden_state
-            predicted = unet(noisy, t, states).sample
-            maps = recorder.take().float()
-        target = scheduler.get_velocity(latents, noise, t)  # type: ignore[arg-type]
-        error = focused_error(predicted.float(), target, masks)
-        weight = time_weight(snr[t])
-        words, named = Words(*map(run.there, given.words)), run.there(given.named)
-        places = places_of(words, F.avg_pool2d(masks[named], factor))
-        grounded, share = grounding_loss(
-            maps[named], words.samples, words.tokens, places, words.presence
-        )
-        loss = (error * weight).mean() + grounding * grounded
-        fit.update(step, loss)
-        step.figures |= {
-            "loss": (error.detach() * weight).mean().item(), "mse": error.detach().mean().item(),
-            "grounding": grounded.item(), "share": share.item(),
-        }  # fmt: skip
+    # One recorder for all steps: another one each time may be compiled anew.
+    with recording(sites, PlainRecordingProcessor) as recorder:
+        for step, given in fit.fed(told_of):
+            latents = run.there(pool.latents[given.chosen]).float()
+            masks = run.there(pool.masks[given.chosen]).float() / 255
+            noise, t = run.noise("base", step.number, latents), run.there(given.times)
+            noisy = scheduler.add_noise(latents, noise, t).to(memory_format=torch.channels_last)  # type: ignore[arg-type]
+            with run.autocast():
+                states = text_encoder(run.there(given.ids)).last_hidden_state
+                predicted = unet(noisy, t, states).sample
+                maps = recorder.take().float()
+            target = scheduler.get_velocity(latents, noise, t)  # type: ignore[arg-type]
+            error = focused_error(predicted.float(), target, masks)
+            weight = time_weight(snr[t])
+            words, named = Words(*map(run.there, given.words)), run.there(given.named)
+            places = places_of(words, F.avg_pool2d(masks[named], factor))
+            grounded, share = grounding_loss(
+                maps[named], words.samples, words.tokens, places, words.presence
+            )
+            loss = (error * weight).mean() + grounding * grounded
+            fit.update(step, loss)
+            step.figures |= {
+                "loss": (error.detach() * weight).mean().item(),
+                "mse": error.detach().mean().item(),
+                "grounding": grounded.item(), "share": share.item(),
+            }  # fmt: skip
     fit.finish()
     return assemble(tokenizer, text_encoder, unet, vae)
 

@@ -23,7 +23,7 @@ from diffusers import StableDiffusionPipeline
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from jaxtyping import Float, UInt8
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from scipy import ndimage
 from torch import Tensor
 
@@ -31,12 +31,12 @@ from ...progress import track
 from ..codec import from_bytes, images_of, pixels_of, to_bytes
 from ..judge.identity import IdentityEncoder, crop_of
 from ..prompts import listed
-from ..segmenter import SIDE
+from ..segmenter import SIDE, at_places
 from ..world import Drawing, Subject, WorldSettings, render
 from ..world.sample import EYES, half_blended, place_subjects, sample_subject
 from .dream import dreamed
 from .judge import coded, worn
-from .run import Fit, Run
+from .run import Fit, Run, save_tensors
 
 FAMILIES, MEMBERS = 16, 4  # of a batch, and of each of them
 TEMPERATURE = 0.1
@@ -97,7 +97,7 @@ def view(rng: random.Random, subject: Subject, world: WorldSettings, side: int =
 
 def frayed(mask: np.ndarray, rng: random.Random) -> np.ndarray:
     """A mask as a segmenter finds it: at half resolution, a little too large or small."""
-    half = mask[1::2, 1::2]
+    half = at_places(mask)
     grow = rng.choice((-1, 0, 0, 1))
     if grow > 0:
         half = ndimage.binary_dilation(half)
@@ -152,7 +152,7 @@ def crop_pool(
             pixels = coded(pixels, vae, g)
         crops.append(to_bytes(worn_crops(pixels, views, rng, g)))
     pool = torch.stack(crops).contiguous()
-    save_file({"crops": pool}, path)
+    save_tensors({"crops": pool}, path)
     return pool
 
 

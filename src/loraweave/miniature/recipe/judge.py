@@ -14,7 +14,7 @@ from diffusers import StableDiffusionPipeline
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from jaxtyping import Float, UInt8
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ...progress import track
@@ -34,11 +34,11 @@ from ..judge.identity import IdentityEncoder
 from ..judge.judge import OWN, PALETTE, Judge, looks_of, seen_as
 from ..judge.verdict import Thresholds
 from ..prompts import listed
-from ..segmenter import SIDE, Segmenter, looked_at
+from ..segmenter import SIDE, Segmenter, at_places, looked_at
 from ..world import BACKGROUNDS, Rendering, Subject, WorldSettings, render, sample_drawing
 from ..world.styles import STYLES, in_style
 from .dream import dreamed
-from .run import Fit, Run
+from .run import Fit, Run, save_tensors
 
 CONCEPT_SHARE = 0.3  # of the judge's scenes show concepts instead of random subjects
 STYLED_SHARE = 0.08  # of all scenes are in a style
@@ -66,8 +66,7 @@ def training_scene(
         classes[mask] = 1 + world.kinds.index(subject.kind)
     styled = rng.random() < STYLED_SHARE
     image = in_style(drawn.image, rng.choice(list(STYLES))) if styled else drawn.image
-    stride = 2 * side // SIDE
-    return image, classes[stride // 2 :: stride, stride // 2 :: stride]
+    return image, at_places(classes)
 
 
 def scene_pool(
@@ -94,7 +93,7 @@ def scene_pool(
         pixels.append(to_bytes(looked_at(images)))
         classes.append(torch.from_numpy(np.stack([where for _, where in scenes]).astype(np.uint8)))
     pool = {"pixels": torch.cat(pixels).contiguous(), "classes": torch.cat(classes)}
-    save_file(pool, path)
+    save_tensors(pool, path)
     return pool["pixels"], pool["classes"]
 
 
@@ -199,7 +198,7 @@ def concept_looks(
 def _seen(
     pipe: StableDiffusionPipeline, drawings: Sequence[Rendering]
 ) -> list[tuple[Image.Image, np.ndarray]]:
-    """Pictures of drawings with the first subject's mask at half the resolution."""
+    """Pictures of drawings with the first subject's mask at the segmenter's places."""
     images = [drawn.image for drawn in drawings]
     painted = -(-len(images) // 2)  # the first ones; the others are only decoded
     captions = [
@@ -210,7 +209,7 @@ def _seen(
     seen = images_of(dreamed(pipe, pixels_of(images[:painted]), captions, g))
     if images[painted:]:
         seen += through(pipe.vae, images[painted:])
-    return [(image, drawn.masks[0][1::2, 1::2]) for image, drawn in zip(seen, drawings)]
+    return [(image, at_places(drawn.masks[0])) for image, drawn in zip(seen, drawings)]
 
 
 def _look(name: str, dressed: Subject, view: int, side: int) -> Rendering:

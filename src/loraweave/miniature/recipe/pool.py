@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ...progress import track
-from ..codec import pixels_of, posterior_of
+from ..codec import from_bytes, pixels_of, posterior_of, to_bytes
 from ..world import Caption, Drawing, WorldSettings, caption_drawing, render, sample_drawing
-from .run import Run
+from .run import Run, save_tensors
 
 MAX_SUBJECTS = 5
 
@@ -55,17 +55,18 @@ def build_pool(
 
     def rendered(start: int) -> tuple[Tensor, Tensor]:
         made = [render(drawing, size) for drawing in drawings[start : start + batch]]
-        return pixels_of([one.image for one in made]), cell_masks([one.masks for one in made], side)
+        levels = to_bytes(pixels_of([one.image for one in made]))  # a quarter of the memory
+        return levels, cell_masks([one.masks for one in made], side)
 
     starts = range(0, count, batch)
     made = run.made(rendered, starts)
-    for pixels, cells in track(made, "miniature: pool", total=len(starts)):
+    for levels, cells in track(made, "miniature: pool", total=len(starts)):
         with run.autocast():
-            mean = posterior_of(vae, pixels).mean
+            mean = posterior_of(vae, from_bytes(run.there(levels))).mean
         latents.append(mean.half().cpu())
         masks.append(cells)
     pool = Pool(torch.cat(latents).contiguous(), torch.cat(masks), drawings)
-    save_file({"latents": pool.latents, "masks": pool.masks}, path)
+    save_tensors({"latents": pool.latents, "masks": pool.masks}, path)
     return pool
 
 

@@ -6,6 +6,7 @@ by other processes before it is that step's turn.
 """
 
 import json
+import shutil
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -59,7 +61,7 @@ class Run:
         they come out as they went in. On a processor compiling takes longer than it saves."""
         own = modules if self.device.type == "cuda" else ()
         for module in own:
-            module.compile()
+            module.compile(dynamic=False)  # there are two shapes at most
         try:
             yield
         finally:
@@ -73,9 +75,12 @@ class Run:
 
     def made(self, make: Callable[[int], T], numbers: range) -> Iterator[T]:
         """`make(number)` for each number in turn, ahead of its use if there are workers."""
+        if not numbers:
+            return iter(())
         loader = DataLoader(
             _Made(make, numbers), batch_size=None, num_workers=self.workers, collate_fn=_as_it_is,
-            prefetch_factor=4 if self.workers else None,
+            # What makes is a local function, which only a fork takes along.
+            multiprocessing_context="fork" if self.workers else None,
             generator=torch.Generator(),  # else it would take a number from everybody's
         )  # fmt: skip
         return iter(loader)
@@ -117,6 +122,21 @@ class Run:
                 seconds = time.monotonic() - clock
                 self.log(stage, step=number + 1, seconds=seconds, **sums)
                 sums, clock = {}, time.monotonic()
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file; a crash while writing leaves none, or the previous one."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    save_file(tensors, temporary)
+    temporary.replace(path)
+
+
+def save_model(model: Any, path: Path) -> None:
+    """Write a model's folder with `save_pretrained`; a crash while writing leaves none."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    temporary.rename(path)
 
 
 class _Made(Dataset[T]):

@@ -10,6 +10,7 @@ from diffusers import StableDiffusionPipeline, T2IAdapter
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor
 
+from ...backbone.conditions import wanted_adapter
 from ...progress import track
 from ..sketch import sketch_of
 from ..world import render
@@ -20,10 +21,15 @@ from .run import Fit, Run
 
 def new_adapter(pipe: StableDiffusionPipeline) -> T2IAdapter:
     """An untrained adapter for grey pictures, with the channels of a base's down blocks."""
+    unet = pipe.unet.config
+    kind, coarser = wanted_adapter(unet["down_block_types"])
     return T2IAdapter(
-        in_channels=1, channels=list(pipe.unet.config["block_out_channels"]), num_res_blocks=1,
-        downscale_factor=pipe.vae_scale_factor, adapter_type="full_adapter",
-    )  # fmt: skip
+        in_channels=1,
+        channels=list(unet["block_out_channels"]),
+        num_res_blocks=1,
+        downscale_factor=coarser * pipe.vae_scale_factor,
+        adapter_type=kind,
+    )
 
 
 def sketched(run: Run, pool: Pool, pixels: int, count: int) -> Tensor:
@@ -36,7 +42,9 @@ def sketched(run: Run, pool: Pool, pixels: int, count: int) -> Tensor:
         for drawing in track(pool.drawings[:count], "miniature: sketches", total=count)
     ]
     stacked = np.stack(drawn)
-    np.save(path, np.packbits(stacked, axis=2))
+    temporary = path.with_name("sketches.tmp.npy")
+    np.save(temporary, np.packbits(stacked, axis=2))
+    temporary.replace(path)
     return torch.from_numpy(stacked)
 
 

@@ -30,7 +30,7 @@ from .judge import new_judge, save_judge, train_segmenter
 from .loras import train_loras
 from .pool import build_pool
 from .references import write_references
-from .run import Run
+from .run import Run, save_model
 from .sketch import train_adapter
 from .style import train_style_reader
 from .tokenizer import train_tokenizer
@@ -154,7 +154,9 @@ def train_miniature(
     if size not in SIZES:
         raise TrainingError(f"no size {size!r}; there are: {', '.join(SIZES)}")
     recipe, run = SIZES[size], Run(Path(folder), seed, device, workers)
-    run.log("start", size=size, seed=seed, torch=torch.__version__, device=device)
+    run.log(
+        "start", size=size, seed=seed, torch=torch.__version__, device=device, batch=recipe.batch
+    )
     tokenizer = train_tokenizer(seed=seed)
     vae = pipe = None
     leg = run
@@ -191,7 +193,7 @@ def _autoencoder(run: Run, part: Part, pixels: int, start: AutoencoderKL | None)
         return run.there(AutoencoderKL.from_pretrained(path, use_safetensors=True).eval())
     world = replace(part.world, mirrored=0.5)  # what faces left is learned at no cost
     vae = train_vae(run, world, pixels, part.vae_steps, start=start)
-    vae.save_pretrained(path)
+    save_model(vae, path)
     return vae
 
 
@@ -206,7 +208,7 @@ def _base(
             run, tokenizer, vae, pool, part.base_steps, start=start, batch=recipe.batch,
             channels=recipe.channels,
         )  # fmt: skip
-        pipe.save_pretrained(path)
+        save_model(pipe, path)
     pipe = StableDiffusionPipeline.from_pretrained(
         path, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
         local_files_only=True, use_safetensors=True,
