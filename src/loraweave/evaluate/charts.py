@@ -72,14 +72,17 @@ def curves(
 def _name_ends(
     ax: Axes, ends: Sequence[tuple[float, float, str]], own: Mapping[str, str], logarithmic: bool
 ) -> None:
-    """Names at the ends of lines, moved apart, as little as it takes, where they would touch."""
+    """Names at the ends of lines, moved apart, as little as it takes, where they would touch, but
+    not beyond the axes."""
     low, high = ax.get_ylim()
     if logarithmic:
         low, high = np.log10(low), np.log10(high)
     steps = (high - low) / 19 * np.arange(len(ends))
     ends = sorted(ends)
     values = np.array([value for value, *_ in ends])
-    places = isotonic_regression((np.log10(values) if logarithmic else values) - steps).x + steps
+    apart = isotonic_regression((np.log10(values) if logarithmic else values) - steps).x
+    room = high - low - steps[-1]  # what is beyond the axes is not drawn
+    places = steps + np.clip(apart, low, low + max(room, 0.0))
     for (_, x, name), place in zip(ends, places):
         ax.annotate(
             name, (x, 10**place if logarithmic else place), xytext=(7, 0), va="center",
