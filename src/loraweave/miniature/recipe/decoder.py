@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..codec import decoded, posterior_of
 from ..world import WorldSettings
 from .run import Fit, Run
-from .vae import drawn_batch, psnr, reconstruction_loss
+from .vae import drawn_for, psnr, reconstruction_loss
 
 NOISE = 0.05  # of the latents while the decoder learns; they have a variance of about 1
 LOG_VARIANCE = -10.0
@@ -49,9 +49,7 @@ def train_decoder(
     )  # fmt: skip
 
     def batch_of(i: int) -> tuple[Tensor, Tensor]:
-        g = run.generator("decoder", i)
-        seeds = torch.randint(2**31, (batch,), generator=g).tolist()
-        return drawn_batch(seeds, world, size, size // 2, g)
+        return drawn_for(run, "decoder", i, batch, world, size, size // 2)
 
     for step, (pixels, subjects) in fit.fed(batch_of):
         pixels, subjects = run.there(pixels), run.there(subjects)

@@ -67,6 +67,15 @@ def drawn_batch(
     return pixels, torch.from_numpy(np.stack(masks)).float()[:, None]
 
 
+def drawn_for(
+    run: Run, stage: str, step: int, count: int, world: WorldSettings, size: int, crop: int
+) -> tuple[Tensor, Tensor]:
+    """The drawings of one step of a stage, see `drawn_batch`."""
+    g = run.generator(stage, step)
+    seeds = torch.randint(2**31, (count,), generator=g).tolist()
+    return drawn_batch(seeds, world, size, crop, g)
+
+
 def drawn_freely(seed: int, world: WorldSettings, size: int) -> Rendering:
     """A scene of the world, now and then with what only LoRAs teach."""
     rng = random.Random(f"freely {seed}")
@@ -108,11 +117,9 @@ def train_vae(
     )  # fmt: skip
 
     def batch_of(i: int) -> tuple[Tensor, Tensor]:
-        g = run.generator("vae", i)
         whole = i >= 0.85 * steps
         crop, count = (size, max(1, batch // 4)) if whole else (size // 2, batch)
-        seeds = torch.randint(2**31, (count,), generator=g).tolist()
-        return drawn_batch(seeds, world, size, crop, g)
+        return drawn_for(run, "vae", i, count, world, size, crop)
 
     for step, (pixels, subjects) in fit.fed(batch_of):
         pixels, subjects = run.there(pixels), run.there(subjects)
