@@ -128,7 +128,8 @@ def test_pass_by_pass_there_are_more_calls_of_as_many_flops():
 
 def test_what_takes_most_of_the_time_is_said():
     given = ["--base", "miniature", "--size", "64x64", "--methods", "merge", "--loras", "1"]
-    given += ["--steps", "1", "--repetitions", "1", "--profile"]
+    # So many steps that no part of loading a LoRA is among them.
+    given += ["--steps", "4", "--repetitions", "1", "--profile"]
     result = CliRunner().invoke(app, ["bench", "speed", *given, "--json"])
     assert result.exit_code == 0, result.output
     for row in json.loads(result.stdout)["rows"]:
@@ -136,8 +137,7 @@ def test_what_takes_most_of_the_time_is_said():
         assert len(shares) == 3
         assert 0 < sum(shares) <= 1
         assert shares == sorted(shares, reverse=True)
-        assert all(part["calls"] >= 1 for part in row["slowest"])
-        assert any("aten" in part["part"] for part in row["slowest"])
+        assert all(part["calls"] >= 1 and "aten" in part["part"] for part in row["slowest"])
     assert "aten" in CliRunner().invoke(app, ["bench", "speed", *given]).stdout
 
 

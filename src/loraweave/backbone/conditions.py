@@ -22,8 +22,8 @@ from ..errors import BaseModelMismatch, ModelNotFound, SceneError
 
 KINDS = ("full_adapter", "light_adapter")
 """Of diffusers' adapters those for U-Nets that halve the latent from block to block."""
-COARSE_KIND = "full_adapter_xl"
-"""And that for a first block without attention, which halves before the feature is added."""
+COARSE_KINDS = ("full_adapter_xl",)
+"""And those for a first block without attention, which halves before the feature is added."""
 WEIGHTS = "diffusion_pytorch_model"
 MODES = {1: "L", 3: "RGB"}
 
@@ -103,10 +103,10 @@ def adapter_config(folder: Path) -> Mapping[str, Any]:
     return whole
 
 
-def wanted_adapter(down_blocks: Sequence[str]) -> tuple[str, int]:
-    """The kind of adapter for a U-Net with these down blocks, and by how much more than the
-    latent its first feature shrinks the picture."""
-    return (KINDS[0], 1) if "CrossAttn" in down_blocks[0] else (COARSE_KIND, 2)
+def fitting_kinds(down_blocks: Sequence[str]) -> tuple[tuple[str, ...], int]:
+    """The kinds of adapters for a U-Net with these down blocks, and by how much more than the
+    latent their first feature shrinks the picture."""
+    return (KINDS, 1) if "CrossAttn" in down_blocks[0] else (COARSE_KINDS, 2)
 
 
 def check_fits(
@@ -120,8 +120,7 @@ def check_fits(
         factor: pixels to a cell of the latent.
     """
     kind, blocks = adapter["adapter_type"], list(unet["down_block_types"])
-    wanted, coarser = wanted_adapter(blocks)
-    kinds = KINDS if wanted in KINDS else (wanted,)
+    kinds, coarser = fitting_kinds(blocks)
     if kind not in kinds:
         raise BaseModelMismatch(
             f"the adapter {name} is a {kind}, made for another kind of base; this one needs "

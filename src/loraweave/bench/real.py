@@ -20,11 +20,10 @@ from ..detect import Segmenter, get_segmenter
 from ..detect.registry import check_segmenter
 from ..errors import MethodError, ModelNotFound, SceneError
 from ..evaluate.encoders import Clip, Dino
-from ..evaluate.findings import boxes_of, look
+from ..evaluate.findings import boxes_of, measured
 from ..evaluate.pictures import known_features
 from ..evaluate.references import read_references
 from ..evaluate.scores import Scorer
-from ..evaluate.similarity import instances_by_noun
 from ..layout.boxes import Box
 from ..loading import load
 from ..lora.file import read_lora
@@ -266,15 +265,12 @@ class RealDrawer:
         known = self._features(nouns)
         scorer = Scorer(self.scorer.clip, self.scorer.dino, known)
         text = pass_prompt(job.scene.parsed, ()).text
-        cut, instances = {}, {}
-        if known and self.segmenter is not None:
-            cut = instances_by_noun(image, nouns.values(), self.segmenter)
-            instances = scorer.of_instances(cut)
-        made = scorer.scores(image, text, nouns, instances)
+        segmenter = self.segmenter if known else None
+        made, found = measured(scorer, image, text, nouns, segmenter, job.boxes)
         scores: dict[str, Any] = {}
         for name, like in made.items():
             scores[name] = like["cosine"] if name == "clip_t" else dict(like["by_concept"])
-        if (found := look(cut, instances, nouns, known, job.boxes)) is None:
+        if found is None:
             return Findings({}, scores=scores)
         places, contained = found.places or None, found.contained or None
         return Findings(found.outcomes, places, contained, scores=scores)

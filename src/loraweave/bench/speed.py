@@ -155,30 +155,41 @@ def measure(plan: Plan, progress: bool = False) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         loras = speed_loras(pipe, Path(folder), max(plan.counts), plan.rank)
         cases = _cases(plan, pipe, loras)
-        turns = [(case, turn) for turn in range(-2, plan.repetitions) for case in cases]
-        for case, turn in track(turns, "measured", len(turns), progress):
-            assert case.draw is not None
-            if turn == -2:
-                with flop_counter() as counter:
-                    case.calls = case.draw()
-                case.flops = counter.get_total_flops()
-                continue
-            if turn == -1:  # apart: counting takes memory for every call; this warms up, too
-                with peak_memory(plan.device) as memory:
-                    case.draw()
-                case.mib = memory.mib
-                continue
-            _settled(plan.device)
-            started = time.perf_counter()
-            case.draw()
-            _settled(plan.device)
-            case.seconds.append(time.perf_counter() - started)
+        # Memory apart from FLOPs, of which the counter keeps something for every call.
+        kinds = (_count, _weigh, *[_time] * plan.repetitions)
+        turns = [(kind, case) for kind in kinds for case in cases]
+        for kind, case in track(turns, "measured", len(turns), progress):
+            kind(case, plan.device)
         for case in cases if plan.profile else ():
             assert case.draw is not None
             case.slowest = slowest(case.draw, plan.device)
     weights = sum(p.numel() * p.element_size() for model in (pipe.unet, pipe.text_encoder, pipe.vae)
                   for p in model.parameters()) / 2**20  # fmt: skip
     return [_row(plan, case, cases, weights) for case in cases]
+
+
+def _count(case: _Case, device: str) -> None:
+    assert case.draw is not None
+    with flop_counter() as counter:
+        case.calls = case.draw()
+    case.flops = counter.get_total_flops()
+
+
+def _weigh(case: _Case, device: str) -> None:
+    """And warm up."""
+    assert case.draw is not None
+    with peak_memory(device) as memory:
+        case.draw()
+    case.mib = memory.mib
+
+
+def _time(case: _Case, device: str) -> None:
+    assert case.draw is not None
+    _settled(device)
+    started = time.perf_counter()
+    case.draw()
+    _settled(device)
+    case.seconds.append(time.perf_counter() - started)
 
 
 def counted(plan: Plan, progress: bool = False) -> list[dict[str, Any]]:

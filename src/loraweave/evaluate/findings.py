@@ -4,11 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from PIL import Image
+
+from ..detect import Segmenter
 from ..layout.boxes import Box, containment, intersection_over_union
 from ..region import several
 from ..scene import Scene
-from .scores import Features
-from .similarity import Instance, shared_out
+from .scores import Features, Scorer
+from .similarity import Instance, instances_by_noun, shared_out
 from .verdicts import verdicts
 
 
@@ -45,6 +48,31 @@ def boxes_of(scene: Scene, width: int, height: int) -> dict[str, list[Box]]:
         for name, own in scene.regions.items() if name in named
     }  # fmt: skip
     return {name: own for name, own in boxes.items() if own}
+
+
+def measured(
+    scorer: Scorer, image: Image.Image, text: str, nouns: Mapping[str, str],
+    segmenter: Segmenter | None, boxes: Mapping[str, Sequence[Box]],
+) -> tuple[dict[str, Any], Found | None]:  # fmt: skip
+    """The scores of one picture, and what there is in it; see `Scorer.scores` and `look`.
+
+    Args:
+        scorer: with or without references.
+        image: the picture.
+        text: its prompt with plain nouns.
+        nouns: of its concepts, by name.
+        segmenter: that finds instances; without it nobody looks for them.
+        boxes: see `boxes_of`.
+
+    Raises:
+        SceneError: a concept without references, or a noun that the segmenter cannot look for.
+    """
+    cut, instances = {}, {}
+    if segmenter is not None:
+        cut = instances_by_noun(image, nouns.values(), segmenter)
+        instances = scorer.of_instances(cut)
+    scores = scorer.scores(image, text, nouns, instances)
+    return scores, look(cut, instances, nouns, scorer.known, boxes)
 
 
 def look(

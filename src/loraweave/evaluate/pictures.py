@@ -15,10 +15,10 @@ from ..progress import track
 from ..prompt import pass_prompt
 from ..scene import Scene, scene_from_dict
 from .encoders import Clip, Dino
-from .findings import boxes_of, look
+from .findings import boxes_of, measured
 from .references import read_picture, read_references
 from .scores import Features, Scorer, features_of
-from .similarity import instances_by_noun, instances_of
+from .similarity import instances_of
 from .verdicts import OUTCOMES
 
 
@@ -107,15 +107,10 @@ def evaluate_pictures(
     entries = []
     for made in track(pictures, "evaluate", total=len(pictures)):
         text = pass_prompt(made.scene.parsed, ()).text
-        cut, instances, nouns = {}, {}, made.nouns
-        if segmenter is not None:
-            cut = instances_by_noun(made.image, nouns.values(), segmenter)
-            instances = scorer.of_instances(cut)
-        scores = scorer.scores(made.image, text, nouns, instances)
-        entry = {"picture": str(made.path), "method": made.method, **scores}
         boxes = boxes_of(made.scene, *made.image.size)
-        if (found := look(cut, instances, nouns, scorer.known, boxes)) is not None:
-            entry |= found.as_dict()
+        scores, found = measured(scorer, made.image, text, made.nouns, segmenter, boxes)
+        entry = {"picture": str(made.path), "method": made.method, **scores}
+        entry |= found.as_dict() if found else {}
         entries.append(entry)
     return {"pictures": entries, "mean": _means(entries)}
 

@@ -15,6 +15,7 @@ from ..codec import through
 from ..concepts import KNOWN, draw_subjects
 from ..judge import Judge
 from ..scenes import PAIRS, ConceptScene, Split, scenes
+from ..segmenter import at_places
 from ..style_reader import NAMES, StyleReader, styled
 from ..world import FULL_WORLD, Rendering, Subject, render, sample_drawing
 from ..world.sample import half_blended
@@ -48,7 +49,7 @@ def class_accuracy(judge: Judge, vae: AutoencoderKL, count: int) -> float:
         classes = judge.classes(through(vae, [drawn.image]))[0]
         least = judge.least_area[len(drawn.drawing.subjects)] * classes.size
         for subject, mask in zip(drawn.drawing.subjects, drawn.masks):
-            seen = classes[mask[1::2, 1::2]]
+            seen = classes[at_places(mask)]
             if len(seen) >= least:
                 mode = np.bincount(seen).argmax()
                 hits.append(mode == 1 + judge.kinds.index(subject.kind))

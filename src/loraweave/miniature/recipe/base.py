@@ -1,7 +1,5 @@
 """Stage 2: text encoder and U-Net together, from encoded scenes and worded captions."""
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, StableDiffusionPipeline
@@ -15,7 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from ...backbone.sites import reading_factor, reading_sites
 from ...denoise.recorder import recording
 from .grounding import PlainRecordingProcessor, Words, grounding_loss, places_of, words_of
-from .pool import MAX_SUBJECTS, Pool
+from .pool import MAX_SUBJECTS, Drawn, Pool, drawn_from
 from .run import Fit, Run
 from .tokenizer import END, START
 from .vae import LATENT_CHANNELS
@@ -105,38 +103,6 @@ def time_weight(snr: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
     return (5 / (snr + 1)).clamp(max=1)
 
 
-class Told(NamedTuple):
-    """What a step learns from, but for pictures and noise.
-
-    Attributes:
-        chosen: (B,), scenes of the pool.
-        ids: (B, T), tokens of their captions, some of which are dropped.
-        times: (B,).
-        named: (A,), the rows whose captions are not dropped.
-        words: of these.
-    """
-
-    chosen: Tensor
-    ids: Tensor
-    times: Tensor
-    named: Tensor
-    words: Words
-
-
-def told(pool: Pool, tokenizer: CLIPTokenizer, batch: int, g: torch.Generator) -> Told:
-    """Scenes of a pool drawn at random, in words."""
-    chosen = torch.randint(len(pool.latents), (batch,), generator=g)
-    wordings = torch.randint(2**31, (batch,), generator=g).tolist()
-    captions = [pool.caption(n, w) for n, w in zip(chosen.tolist(), wordings)]
-    times = timesteps(batch, g)
-    dropped = (torch.rand(batch, generator=g) < 0.1).tolist()
-    texts = ["" if d else c.text for c, d in zip(captions, dropped)]
-    ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    named = [i for i, d in enumerate(dropped) if not d]
-    words = words_of(tokenizer, [captions[i] for i in named], MAX_SUBJECTS)
-    return Told(chosen, ids, times, torch.tensor(named), words)
-
-
 def train_base(
     run: Run, tokenizer: CLIPTokenizer, vae: AutoencoderKL, pool: Pool, steps: int, *,
     start: StableDiffusionPipeline | None = None, rate: float = 1e-3, batch: int = 32,
@@ -170,31 +136,33 @@ def train_base(
         compiled=(unet, text_encoder),
     )  # fmt: skip
     scheduler = new_scheduler()
-    snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
-    snr = run.there(snr)
+    snr = run.there(scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod))
     sites, factor = reading_sites(unet), reading_factor(unet)
 
-    def told_of(i: int) -> Told:
-        return told(pool, tokenizer, batch, run.generator("base", i))
+    def batch_of(i: int) -> tuple[Drawn, Tensor, Words]:
+        g = run.generator("base", i)
+        drawn = drawn_from(pool, len(pool.latents), tokenizer, batch, g)
+        told = [drawn.captions[n] for n in drawn.named]
+        return drawn, timesteps(batch, g), words_of(tokenizer, told, MAX_SUBJECTS)
 
     # One recorder for all steps: another one each time may be compiled anew.
     with recording(sites, PlainRecordingProcessor) as recorder:
-        for step, given in fit.fed(told_of):
-            latents = run.there(pool.latents[given.chosen]).float()
-            masks = run.there(pool.masks[given.chosen]).float() / 255
-            noise, t = run.noise("base", step.number, latents), run.there(given.times)
+        for step, (drawn, times, words) in fit.fed(batch_of):
+            latents = run.there(pool.latents[drawn.chosen]).float()
+            masks = run.there(pool.masks[drawn.chosen]).float() / 255
+            noise, t = run.noise("base", step.number, latents), run.there(times)
             noisy = scheduler.add_noise(latents, noise, t).to(memory_format=torch.channels_last)  # type: ignore[arg-type]
             with run.autocast():
-                states = text_encoder(run.there(given.ids)).last_hidden_state
+                states = text_encoder(run.there(drawn.ids)).last_hidden_state
                 predicted = unet(noisy, t, states).sample
                 maps = recorder.take().float()
             target = scheduler.get_velocity(latents, noise, t)  # type: ignore[arg-type]
             error = focused_error(predicted.float(), target, masks)
             weight = time_weight(snr[t])
-            words, named = Words(*map(run.there, given.words)), run.there(given.named)
-            places = places_of(words, F.avg_pool2d(masks[named], factor))
+            words = Words(*map(run.there, words))
+            places = places_of(words, F.avg_pool2d(masks[drawn.named], factor))
             grounded, share = grounding_loss(
-                maps[named], words.samples, words.tokens, places, words.presence
+                maps[drawn.named], words.samples, words.tokens, places, words.presence
             )
             loss = (error * weight).mean() + grounding * grounded
             fit.update(step, loss)

@@ -87,14 +87,21 @@ def scene_pool(
         g = run.generator(name, start)
         seeds = torch.randint(2**31, (min(32, count - start),), generator=g).tolist()
         scenes = [training_scene(seed, world, concepts, side) for seed in seeds]
-        images = [image for image, _ in scenes]
-        if start // 32 % 3:
-            images = images_of(coded(pixels_of(images), vae, g))
-        pixels.append(to_bytes(looked_at(images)))
+        pixels.append(to_bytes(mostly_coded([image for image, _ in scenes], start // 32, vae, g)))
         classes.append(torch.from_numpy(np.stack([where for _, where in scenes]).astype(np.uint8)))
     pool = {"pixels": torch.cat(pixels).contiguous(), "classes": torch.cat(classes)}
     save_tensors(pool, path)
     return pool["pixels"], pool["classes"]
+
+
+def mostly_coded(
+    images: Sequence[Image.Image], number: int, vae: AutoencoderKL, g: torch.Generator
+) -> Float[Tensor, "B 3 S S"]:
+    """The pictures of batch `number` as the judge's networks look at them; of three batches two
+    went through the autoencoder."""
+    if number % 3:
+        images = images_of(coded(pixels_of(images), vae, g))
+    return looked_at(images)
 
 
 @torch.no_grad()

@@ -6,12 +6,14 @@ kept; captions are worded anew each time a scene is seen.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import CLIPTokenizer
 
 from ...progress import track
 from ..codec import from_bytes, pixels_of, posterior_of, to_bytes
@@ -39,6 +41,35 @@ class Pool:
         """Words for a scene, another wording for each seed."""
         detail = (0.1, 0.5, 0.9)[seed % 3]
         return caption_drawing(self.drawings[index], seed, detail)
+
+
+class Drawn(NamedTuple):
+    """Scenes of a pool, as a step learns from them.
+
+    Attributes:
+        chosen: (B,), their numbers.
+        captions: one wording of each.
+        named: the rows whose captions are told; a tenth are not.
+        ids: (B, T), tokens of what is told.
+    """
+
+    chosen: Tensor
+    captions: list[Caption]
+    named: list[int]
+    ids: Tensor
+
+
+def drawn_from(
+    pool: Pool, scenes: int, tokenizer: CLIPTokenizer, batch: int, g: torch.Generator
+) -> Drawn:
+    """`batch` of a pool's first scenes, at random."""
+    chosen = torch.randint(scenes, (batch,), generator=g)
+    wordings = torch.randint(2**31, (batch,), generator=g).tolist()
+    captions = [pool.caption(n, w) for n, w in zip(chosen.tolist(), wordings)]
+    dropped = (torch.rand(batch, generator=g) < 0.1).tolist()
+    texts = ["" if d else c.text for c, d in zip(captions, dropped)]
+    ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    return Drawn(chosen, captions, [i for i, d in enumerate(dropped) if not d], ids)
 
 
 @torch.no_grad()

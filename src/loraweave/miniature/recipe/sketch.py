@@ -10,25 +10,25 @@ from diffusers import StableDiffusionPipeline, T2IAdapter
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor
 
-from ...backbone.conditions import wanted_adapter
+from ...backbone.conditions import fitting_kinds
 from ...progress import track
 from ..sketch import sketch_of
 from ..world import render
 from .base import focused_error, new_scheduler, time_weight, timesteps
-from .pool import Pool
+from .pool import Pool, drawn_from
 from .run import Fit, Run
 
 
 def new_adapter(pipe: StableDiffusionPipeline) -> T2IAdapter:
     """An untrained adapter for grey pictures, with the channels of a base's down blocks."""
     unet = pipe.unet.config
-    kind, coarser = wanted_adapter(unet["down_block_types"])
+    kinds, coarser = fitting_kinds(unet["down_block_types"])
     return T2IAdapter(
         in_channels=1,
         channels=list(unet["block_out_channels"]),
         num_res_blocks=1,
         downscale_factor=coarser * pipe.vae_scale_factor,
-        adapter_type=kind,
+        adapter_type=kinds[0],
     )
 
 
@@ -64,27 +64,20 @@ def train_adapter(
     snr = run.there(scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod))
     for step in fit.steps():
         g = run.generator("sketch", step.number)
-        chosen = torch.randint(scenes, (batch,), generator=g)
-        wordings = torch.randint(2**31, (batch,), generator=g).tolist()
-        dropped = (torch.rand(batch, generator=g) < 0.1).tolist()
-        texts = [
-            "" if d else pool.caption(n, w).text
-            for n, w, d in zip(chosen.tolist(), wordings, dropped)
-        ]
-        ids = pipe.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
-        latents = run.there(pool.latents[chosen]).float()
+        drawn = drawn_from(pool, scenes, pipe.tokenizer, batch, g)
+        latents = run.there(pool.latents[drawn.chosen]).float()
         noise = run.noise("sketch", step.number, latents)
         t = run.there(timesteps(batch, g))
         noisy = scheduler.add_noise(latents, noise, t)  # type: ignore[arg-type]
         with run.autocast():
             with torch.no_grad():
-                states = text_encoder(run.there(ids.input_ids)).last_hidden_state
-            features = adapter(run.there(sketches[chosen][:, None]).float())
+                states = text_encoder(run.there(drawn.ids)).last_hidden_state
+            features = adapter(run.there(sketches[drawn.chosen][:, None]).float())
             predicted = unet(
                 noisy, t, states, down_intrablock_additional_residuals=list(features)
             ).sample
         target = scheduler.get_velocity(latents, noise, t)  # type: ignore[arg-type]
-        masks = run.there(pool.masks[chosen]).float() / 255
+        masks = run.there(pool.masks[drawn.chosen]).float() / 255
         error = focused_error(predicted.float(), target, masks)
         loss = (error * time_weight(snr[t])).mean()
         fit.update(step, loss)

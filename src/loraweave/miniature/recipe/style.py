@@ -9,11 +9,10 @@ from PIL import Image
 from torch import Tensor
 
 from ...progress import track
-from ..codec import images_of, pixels_of
-from ..segmenter import SIDE, looked_at
+from ..segmenter import SIDE
 from ..style_reader import NAMES, StyleReader, styled
 from ..world import CROWDED_WORLD, render, sample_drawing
-from .judge import coded, worn
+from .judge import mostly_coded, worn
 from .run import Fit, Run
 
 BATCH = 32
@@ -35,10 +34,7 @@ def styled_pool(run: Run, vae: AutoencoderKL, count: int, side: int) -> tuple[Te
         g = run.generator("styles", start)
         seeds = torch.randint(2**31, (min(BATCH, count - start),), generator=g).tolist()
         scenes = [styled_scene(seed, side) for seed in seeds]
-        images = [image for image, _ in scenes]
-        if start // BATCH % 3:
-            images = images_of(coded(pixels_of(images), vae, g))
-        pixels.append(looked_at(images))
+        pixels.append(mostly_coded([image for image, _ in scenes], start // BATCH, vae, g))
         numbers += [number for _, number in scenes]
     return torch.cat(pixels), torch.tensor(numbers)
 
