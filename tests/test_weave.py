@@ -99,14 +99,15 @@ def test_what_given_places_read(double, loras):
 def test_places_are_found_once_more(double, loras):
     """From the layout's end to the refresh every owner is looked at, in the same calls."""
     settings = {"layout_share": 0.4, "refresh": 0.8}
-    once, twice = draw(double, loras), draw(double, loras, settings=settings)
-    assert once.info["calls"] == 6
-    assert twice.info["calls"] == 7, "two steps of layout, no call for the rest"
-    masks = twice.masks[0]
-    assert len(masks) == 5
-    assert all(torch.equal(own, masks[0]) for own in masks[:4])
-    assert not torch.equal(masks[4], masks[0])
-    assert masks.sum(1).max() <= 1
+    assert draw(double, loras).info["calls"] == 6
+    # Several pictures, since an untrained base may well look at one place twice.
+    twice = draw(double, loras, settings=settings, num_images_per_prompt=6)
+    assert twice.info["calls"] == 6 * 7, "two steps of layout, no call for the rest"
+    first, *between, last = torch.stack(twice.masks, 1)
+    assert len(between) == 3
+    assert all(torch.equal(own, first) for own in between)
+    assert not torch.equal(last, first)
+    assert last.sum(1).max() <= 1
     with pytest.raises(loraweave.MethodError, match="not after the layout"):
         draw(double, loras, settings={"layout_share": 0.4, "refresh": 0.3})
     regions = {"a": (0, 0, 0.5, 1), "b": (0.5, 0, 1, 1)}
