@@ -222,6 +222,17 @@ class TestCompare:
         with Image.open(out / "g.png") as image:
             assert min(image.size) > 2 * 256
 
+    def test_methods_without_regions_are_drawn_without(self, out, model):
+        places = ["--region=0,0,.5,1", "--region=.5,0,1,1", "--region-prompt", "cat=a [x cat](cat)"]
+        result = run("compare", PROMPT, *model, *places, "--seeds", "1", "-o", out / "g.png",
+                     "--methods", "merge,masked", "--steps", "1")  # fmt: skip
+        assert result.exit_code == 0, result.stderr
+        assert (
+            "note: merge takes no regions and no prompts, so it is drawn without" in result.stderr
+        )
+        refused(run("generate", PROMPT, *model, *places, "--method", "merge", "-o",
+                    out / "a.png"), "merge takes no regions")  # fmt: skip
+
     @pytest.mark.parametrize(
         ("option", "words"),
         [
@@ -416,6 +427,9 @@ class TestReports:
         refused(run("convert", cat, "--to", "kohya", *base, out / "x.bin"), ".safetensors")
         refused(run("convert", cat, "--to", "kohya", *base, out / "x.safetensors",
                     "--token", "s1"), "OLD=NEW")  # fmt: skip
+        for command in (["convert", cat, "--to", "kohya"], ["merge", cat]):
+            for place in ("x.safetensors", "below/x.safetensors"):
+                refused(run(*command, *base, cat / place), "cannot be written", "is no folder")
         torch.save({"a": torch.ones(2)}, tmp_path / "a.bin")
         refused(run("convert", tmp_path / "a.bin", "--to", "kohya", *base, out / "x.safetensors"),
                 "--allow-pickle", folder=out)  # fmt: skip
@@ -591,6 +605,13 @@ class TestProgram:
         assert "error: this bracket is never closed" in stderr
         assert "Traceback" not in stderr
         assert list(out.iterdir()) == []
+
+    def test_what_the_system_refuses_is_a_message_too(self, out):
+        process = self.start("generate", "a [sks cat](blackcat)", "-o", out / f"{'a' * 300}.png")
+        stdout, stderr = process.communicate(timeout=120)
+        assert (process.returncode, stdout) == (2, "")
+        assert "error: File name too long: " in stderr
+        assert "Traceback" not in stderr
 
     @pytest.mark.skipif(os.name == "nt", reason="SIGINT cannot be sent to one process")
     def test_ctrl_c_leaves_no_file(self, out, model):

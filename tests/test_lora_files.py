@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from loraweave import compose
 from loraweave.errors import BaseModelMismatch, LoraError, UnsupportedLoraFormat
 from loraweave.lora import (
     Adapter,
@@ -502,3 +503,18 @@ def test_inspect_without_metadata(pipe, tmp_path):
     report = inspect_lora(path)
     assert (report.kind, report.base, report.supported) == ("unknown", "unknown", False)
     assert Path(report.file_name) == Path("a.safetensors")
+
+
+def test_8_bit_floats(pipe, tmp_path):
+    exact = load_file(random_lora(pipe, tmp_path / "exact.safetensors"))
+    few = {key: tensor.to(torch.float8_e4m3fn) for key, tensor in exact.items()}
+    save_file(few, tmp_path / "few.safetensors")
+    save_file({key: tensor.float() for key, tensor in few.items()}, tmp_path / "same.safetensors")
+    found = [
+        compose(
+            pipe, "a [x cat](a)", loras={"a": tmp_path / name}, num_inference_steps=1,
+            method="merge", output_type="latent", progress=False,
+        ).images for name in ("few.safetensors", "same.safetensors", "exact.safetensors")
+    ]  # fmt: skip
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])

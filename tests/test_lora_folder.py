@@ -63,9 +63,24 @@ class TestFolder:
         ways = r"2 LoRAs 'ink' .*pets/ink.safetensors, styles/ink.safetensors; write 'pets/ink'"
         with pytest.raises(LoraError, match=ways):
             find_lora(folder, "ink")
-        (folder / "dog.safetensors").touch()
-        with pytest.raises(LoraError, match="2 LoRAs 'dog'"):
-            find_lora(folder, "dog")
+        (folder / "ink.safetensors").touch()
+        assert find_lora(folder, "ink") == folder / "ink.safetensors", "the way from the top"
+
+    def test_what_belongs_to_one_lora_has_one_name(self, folder):
+        for name in (
+            "both/unet/adapter_model.safetensors", "both/text_encoder/adapter_model.safetensors",
+            "own/pytorch_lora_weights.safetensors", "own/learned_embeds.safetensors",
+            "own/other.safetensors", "cat_emb.safetensors", "mad_emb.safetensors",
+        ):  # fmt: skip
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).touch()
+        known = list_loras(folder)
+        assert known["both"] == [folder / "both"]
+        assert known["own"] == [folder / "own"]
+        assert known["own/other"] == [folder / "own/other.safetensors"]
+        assert known["mad_emb"] == [folder / "mad_emb.safetensors"], "beside nothing"
+        hidden = {"unet", "text_encoder", "pytorch_lora_weights", "learned_embeds", "cat_emb"}
+        assert not hidden.intersection(known)
 
     def test_no_folder(self, folder):
         for path in (folder / "none", folder / "cat.safetensors"):
@@ -126,6 +141,20 @@ class TestTriggers:
         assert "[|cat](e)" in notes[1]
         again, none = fill_triggers(scene, dict.fromkeys("abcef", named))
         assert (again, none) == (scene, [])
+
+    def test_filled_in_the_prompts_of_regions_too(self):
+        own = {
+            "a": "a [cat](a) with a [y hat](hat)", "b": "a [|dog](b)",
+            "background": "the meadow",
+        }  # fmt: skip
+        scene = Scene(
+            prompt="a [cat](a) and a [dog](b), a [hat](hat)", prompts=own,
+            loras={"hat": LoraRef(on="a")},
+        )  # fmt: skip
+        named = {"modelspec.trigger_phrase": "sks"}
+        found = fill_triggers(scene, dict.fromkeys(("a", "b", "hat"), named))[0]
+        assert found.prompt == "a [sks|cat](a) and a [sks|dog](b), a [sks|hat](hat)"
+        assert found.prompts == {**own, "a": "a [sks|cat](a) with a [y hat](hat)"}
 
     def test_several_are_not_guessed_from(self):
         tags = json.dumps({"1_sks": {"sks": 1}, "1_zwx": {"zwx": 1}})

@@ -69,6 +69,8 @@ def test_live_bytes_are_what_is_alive_at_once():
         ("6GB", 6 * 10**9),
         ("1.5GiB", 3 * 2**29),
         (" 800MB ", 8 * 10**8),
+        ("6gb", 6 * 10**9),
+        ("2Gib", 2**31),
         (7, 7),
         (6.5e9, 6_500_000_000),
     ],
@@ -233,6 +235,12 @@ def test_layers_stay_where_graphs_would_keep_them():
             limit - 10 * weights, MIB_OF, pipe=pipe, device=torch.device("cuda"), rows=6,
             gradients=True, in_use=1000 * MIB,
         )  # fmt: skip
+
+
+def test_smaller_calls_are_a_caveat(pipe, loras):
+    plain, parts = (draw(pipe, loras, "clora", pass_batch=most) for most in (None, 2))
+    assert plain.info["caveats"] == [None]
+    assert "2 rows at a time" in parts.info["caveats"][0]
 
 
 def test_what_changes_with_tiles_and_what_does_not_is_recorded(pipe, loras, monkeypatch):

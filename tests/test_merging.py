@@ -180,6 +180,15 @@ def test_the_method_draws_with_every_rule(files):
         seen.append(found)
 
 
+def test_rules_for_loras_that_are_loaded_in_the_pipeline(files):
+    pipe = tiny_pipeline()
+    for name, path in files.items():
+        pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name)
+    expected = draw(tiny_pipeline(), files, rule="ties")
+    pipe.disable_lora()
+    torch.testing.assert_close(draw(pipe, {}, rule="ties"), expected, atol=1e-4, rtol=0)
+
+
 def test_dense_updates_act_as_low_rank_ones(pipe, weighted):
     from loraweave.lora.merging import Dense
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import astuple
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -86,8 +87,33 @@ def test_what_a_program_may_give(tmp_path):
     assert as_masks("a", [0, 0, 8, 8]) == (Region(box=(0, 0, 8, 8)),)
     with pytest.raises(RegionError, match="no region for 'a' in its list"):
         as_masks("a", [])
+    half = torch.tensor([[0, 1], [0, 1]])
+    for one in (half.bool().numpy(), half.numpy().astype(np.uint8), half.to(torch.uint8) * 255):
+        (mask,) = as_masks("a", one)
+        assert torch.equal(mask, half.float())  # type: ignore[arg-type]
     with pytest.raises(RegionError, match="is a int; give a box"):
         as_masks("a", [3])
+
+
+def test_mask_pictures_of_16_bits_are_scaled(tmp_path):
+    values = np.array([[0, 65535], [65535 // 4, 65535]], dtype=np.uint16)
+    deep = Image.fromarray(values)
+    deep.save(tmp_path / "deep.png")
+    expected = torch.from_numpy(values.astype(np.float32) / 65535)
+    torch.testing.assert_close(as_masks("a", deep)[0], expected)
+    regions = {"a": as_masks("a", tmp_path / "deep.png")}
+    torch.testing.assert_close(region_masks(regions, ["a"], (2, 2), (16, 16))[0][0], expected)
+
+
+def test_a_mask_picture_that_is_damaged(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (300, 300), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "mask.png")
+    data = bytearray((tmp_path / "mask.png").read_bytes())
+    second = data.index(b"IDAT", data.index(b"IDAT") + 4)
+    data[second : second + 4] = b"\x00\x01\x02\x03"
+    (tmp_path / "mask.png").write_bytes(data)
+    with pytest.raises(RegionError, match="cannot read the mask"):
+        region_masks({"a": as_masks("a", tmp_path / "mask.png")}, ["a"], (4, 4), (32, 32))
 
 
 def test_regions_without_names_are_in_the_order_of_the_prompt(double, loras):

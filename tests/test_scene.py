@@ -319,6 +319,30 @@ def test_file(tmp_path, name, dump):
     assert scene.model_dump(exclude=rest) == scene_from_dict(FULL).model_dump(exclude=rest)
 
 
+def test_yaml_as_people_write_it(tmp_path):
+    """YAML 1.1 reads the key `on` as true, and 5e-1 as a word."""
+    (tmp_path / "s.yaml").write_text("""
+    prompt: a [x cat](cat) with a [y hat](hat) and a [z dog](1)
+    loras: {hat: &hat {weight: 5e-1, path: hat.safetensors, on: cat}, 1: {<<: *hat, on: everywhere}}
+    """)
+    loras = Scene.from_file(tmp_path / "s.yaml").loras
+    assert (loras["hat"].on, loras["hat"].weight) == ("cat", 0.5)
+    assert (loras["1"].on, loras["1"].weight) == ("everywhere", 0.5)
+
+
+@pytest.mark.parametrize("name", ["background", "everywhere"])
+def test_names_of_places_are_no_names_of_concepts(name):
+    with pytest.raises(SceneError, match=f"cannot be called '{name}'"):
+        Scene(prompt=f"a [x cat](cat) in a [y meadow]({name})")
+
+
+def test_paths_from_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "s.yaml").write_text("prompt: a [x cat](cat)\nloras: {cat: ~/cat.safetensors}")
+    scene = Scene.from_file(tmp_path / "s.yaml")
+    assert scene.loras["cat"].path == tmp_path / "home" / "cat.safetensors"
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
@@ -330,7 +354,6 @@ def test_file(tmp_path, name, dump):
         ("s.yaml", "prompt: !!bool maybe", "not valid YAML"),
         ("s.yaml", "", "dictionary"),
         ("s.yaml", "prompt: a\nstep: 3", "unknown key 'step'"),
-        ("s.yaml", "prompt: a\nloras: {1: a.safetensors}", "loras.*string"),
         ("s.yaml", "prompt: &p [*p]", "prompt: .*string"),
         ("s.yaml", "prompt: 'a [b|c]'", "A1111"),
         ("s.yaml", "prompt: a # " + "x" * MAX_FILE_BYTES, "larger than 1000000 bytes"),

@@ -91,6 +91,27 @@ class TestSceneFile:
         refused(beyond, "outside the picture")
         refused(run(*masked, "-o", out / "c.png"), "no region for dog", "--region dog=")
 
+    def test_a_file_that_is_given_leaves_where_and_when_it_acts(self, out, quick, lora_files):
+        scene = out.parent / "worn.yaml"
+        scene.write_text(
+            "prompt: a [sks cat](cat) with a [zwx hat](hat)\n"
+            f"loras: {{hat: {{path: {lora_files['dog']}, on: cat, start: 0.2, weight: 0.5}}}}\n"
+        )
+        files = [f"--lora={name}={lora_files['cat']}" for name in ("cat", "hat")]
+        more = ["--scene-set", "loras.cat.weight=0.4", "--steps", 1]
+        result = run("generate", scene, *quick, *files, *more, "-o", out / "a.png")
+        assert result.exit_code == 0, result.stderr
+        loras = scene_of(out / "a.png")["loras"]
+        assert (loras["hat"]["on"], loras["hat"]["start"], loras["hat"]["weight"]) == (
+            "cat",
+            0.2,
+            0.5,
+        )
+        assert loras["hat"]["path"] == loras["cat"]["path"] == str(lora_files["cat"])
+        assert loras["cat"]["weight"] == 0.4
+        run("generate", scene, *quick, f"{files[1]}:0.9", files[0], "-o", out / "b.png", *more)
+        assert scene_of(out / "b.png")["loras"]["hat"]["weight"] == 0.9
+
     def test_every_field_can_be_overridden(self, out, quick, scene_file, lora_files):
         result = run(
             "generate", scene_file, *quick, "-o", out / "a.png", "--seed", 9, "--steps", 2,
@@ -173,6 +194,8 @@ class TestFields:
         assert (found.negative_prompts, found.seed) == ({"my.cat": "x"}, 4)
 
     def test_what_is_missing_is_made(self):
+        place, prompt = {"regions.v1.5": {"box": [0, 0, 0.5, 1]}}, {"prompt": "a [cat](v1.5)"}
+        assert changed(self.SCENE, place, prompt).regions["v1.5"].box == (0, 0, 0.5, 1)
         found = changed(self.SCENE, {"regions.my.cat.box": [0, 0, 0.5, 1]}, {})
         assert found.regions["my.cat"].box == (0, 0, 0.5, 1)
         assert changed(self.SCENE, {}, {}) is self.SCENE

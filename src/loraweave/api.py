@@ -228,8 +228,9 @@ def compose(
         for part in _batches(sources, 1 if auto_regions else batch_size):
             caveats += [
                 caveat(pipe, scene, own_generator, own_latents, callback_on_step_end,
-                        masks_at_hand, len(part) > 1, at_hand, tiles)
-                for own_generator, own_latents in part
+                        masks_at_hand, len(part) > 1, at_hand, tiles, mode.pass_batch,
+                        any(own_generator is former for former, _ in part[:n]))
+                for n, (own_generator, own_latents) in enumerate(part)
             ]  # fmt: skip
             noise = torch.cat([
                 backbone.noise(*size, own_generator) if own_latents is None

@@ -15,7 +15,8 @@ from .scene import LoraRef, Scene
 def caveat(
     pipe: StableDiffusionPipeline, scene: Scene, generator: torch.Generator | None,
     latents: Tensor | None, callback: Any, masks: Mapping[str, Any], in_batch: bool,
-    pictures: Sequence[Given] = (), tiles: bool = False,
+    pictures: Sequence[Given] = (), tiles: bool = False, rows: int | None = None,
+    shared_generator: bool = False,
 ) -> str | None:  # fmt: skip
     """Why a picture's record is not enough to make it again; None if it is."""
     if latents is not None:
@@ -24,7 +25,7 @@ def caveat(
         fresh = torch.Generator(generator.device).manual_seed(generator.initial_seed())
         if generator.device.type != "cpu":
             return f"its noise was drawn on {generator.device.type}"
-        if not torch.equal(fresh.get_state(), generator.get_state()):
+        if shared_generator or not torch.equal(fresh.get_state(), generator.get_state()):
             return "its generator had been used before"
         if not 0 <= generator.initial_seed() < 2**63:
             return "its seed is out of the range of scenes"
@@ -38,6 +39,8 @@ def caveat(
         return "it was decoded in tiles, so one decoded whole differs at their seams"
     if in_batch:
         return "it was drawn in a batch, so one drawn alone differs by rounding"
+    if rows is not None:
+        return f"it was computed {rows} rows at a time, so one computed at once differs by rounding"
     own = {one.name for one in (*scene.concepts, *scene.styles)}
     if loaded := sorted(n for n in own if scene.loras.get(n, LoraRef()).path is None):
         return f"its LoRAs {', '.join(loaded)} were loaded in the pipeline, not given as files"

@@ -1,10 +1,12 @@
 """The command line. Every command is a thin shell over the public API, in `commands/`.
 
 What LoRAWeave raises on purpose is printed as one message on standard error and ends with status
-2, as wrong usage does; Ctrl-C ends with 130; anything else is a bug and keeps its traceback.
+2, as do wrong usage and what the system refuses; Ctrl-C ends with 130; anything else is a bug and
+keeps its traceback.
 Nothing here imports torch, so that help is quick; the commands do it when they run.
 """
 
+import errno
 import os
 import warnings
 from typing import Annotated, Any
@@ -26,6 +28,12 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except LoraWeaveError as error:
             typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(2) from None
+        except OSError as error:
+            if error.errno == errno.EPIPE or error.strerror is None:
+                raise  # a reader that has gone is click's business
+            where = f": {error.filename}" if error.filename else ""
+            typer.echo(f"error: {error.strerror}{where}", err=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             typer.echo("interrupted", err=True)

@@ -2,12 +2,14 @@
 
 import os
 from pathlib import Path
+from zlib import crc32
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that `path` is always either the old or the whole new file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Short, so that every name that the system takes can be written.
+    temporary = path.with_name(f".{crc32(path.name.encode()):08x}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(data)
         temporary.replace(path)

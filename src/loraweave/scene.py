@@ -153,6 +153,11 @@ class Scene(Data):
     @model_validator(mode="after")
     def _check(self) -> Self:
         names = [words.name for words in self._own_words]
+        if taken := {BACKGROUND, EVERYWHERE}.intersection(names):
+            raise SceneError(
+                f"a concept cannot be called {min(taken)!r}, which is the name of a place; write "
+                f"another name in the parentheses, and its file under that name"
+            )
         self._check_places(names)
         if len(names) > MAX_CONCEPTS:
             raise SceneError(f"{len(names)} concepts in one prompt; at most {MAX_CONCEPTS} work")
@@ -392,4 +397,4 @@ def _below(folder: Path, model: Data, field: str) -> Data:
     path = getattr(model, field)
     if path is None or str(path) == PLAIN or str(path).startswith(SHIPPED):
         return model
-    return model.model_copy(update={field: folder / path})
+    return model.model_copy(update={field: folder / path.expanduser()})

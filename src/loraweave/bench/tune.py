@@ -13,9 +13,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import yaml
-
-from ..data_file import read_data
+from ..data_file import read_data, read_yaml
 from ..errors import MethodError
 from ..methods import METHODS, get_method
 from .jobs import suite_jobs
@@ -92,13 +90,9 @@ def read_search(method: str, given: Mapping[str, str]) -> dict[str, Dimension]:
 
 def _value(key: str, text: str) -> Any:
     try:
-        made = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise MethodError(f"--search {key}: {text!r} is no value") from None
-    try:  # 1e-3, which YAML 1.1 takes for a word
-        return float(text) if isinstance(made, str) else made
+        return read_yaml(text)
     except ValueError:
-        return made
+        raise MethodError(f"--search {key}: {text!r} is no value") from None
 
 
 def tune(

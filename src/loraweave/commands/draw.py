@@ -200,6 +200,15 @@ class _Drawer:
                 f"{', '.join(settings)}: no regions are taken; leave --auto-regions out"
             )
         self.auto = with_places if auto_regions else []
+        self.scenes = {
+            name: one.scene_for(job.scene) if len(settings) > 1 else job.scene
+            for name, one in self.methods.items()
+        }
+        for name, scene in self.scenes.items():
+            left = [f for f in ("regions", "prompts") if getattr(scene, f) != getattr(job.scene, f)]
+            if left:
+                typer.echo(f"note: {name} takes no {' and no '.join(left)}, so it is drawn without",
+                           err=True)  # fmt: skip
         self.pipe = load_model(job.base, dtype, device)
         self.judge = judge_for(job)
         self.done: list[dict[str, Any]] = []
@@ -212,7 +221,7 @@ class _Drawer:
         if not self.quiet:
             typer.echo(f"{method}, seed {seed} ...", err=True)
         output = compose(
-            self.pipe, self.job.scene.replace(seed=seed), method=self.methods[method],
+            self.pipe, self.scenes[method].replace(seed=seed), method=self.methods[method],
             progress=not self.quiet, auto_regions=method in self.auto, **self.how,
         )  # fmt: skip
         for name, lora in output.info["loras"].items():

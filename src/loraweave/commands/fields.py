@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import SceneError
+from ..prompt import parse_prompt
 from ..scene import Scene, scene_from_dict
 
 BY_NAME = ("loras", "regions", "prompts", "negative_prompts")
@@ -26,16 +27,17 @@ def changed(scene: Scene, fields: Mapping[str, Any], options: Mapping[str, Any])
         return scene.replace(**options) if options else scene
     data = {**scene.model_dump(mode="json"), **options}
     for key, value in fields.items():
-        _put(data, _steps(key, scene), value, key)
+        _put(data, _steps(key, scene, options), value, key)
     return scene_from_dict(data)
 
 
-def _steps(key: str, scene: Scene) -> list[str]:
+def _steps(key: str, scene: Scene, options: Mapping[str, Any]) -> list[str]:
     """A key taken apart at its dots, but not at those within the name of a LoRA."""
     field, dot, rest = key.partition(".")
     if field not in BY_NAME or not dot:
         return key.split(".")
-    words = (*scene.parsed.concepts, *scene.parsed.styles)
+    parsed = parse_prompt(options.get("prompt", scene.prompt))
+    words = (*parsed.concepts, *parsed.styles)
     names = {one.name for one in words}.union(scene.loras, scene.regions, scene.negative_prompts)
     for name in sorted(names, key=len, reverse=True):
         if rest == name:

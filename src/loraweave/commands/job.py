@@ -1,6 +1,5 @@
 """From the options of `generate` and `compare` to a checked scene and a loaded model."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +78,7 @@ def make_job(
         prompt, scene_file, picture: exactly one of them; a prompt that ends like a scene file's
             name is one.
         base: None for the miniature, or the one of the picture's record.
-        loras: files given; they replace those of the scene.
+        loras: files given, and weights if they have any; they replace those of the scene.
         lora_dir: folder in which LoRAs without a file are found.
         fields: of the scene, by dotted key; see `fields.changed`.
         own_prompt: replaces the prompt of a scene file or picture.
@@ -116,13 +115,13 @@ def make_job(
         scene = Scene.from_file(scene_file)
     else:
         scene = Scene(**{"prompt": prompt, "seed": DEFAULT_SEED, **changes})
+    scene = scene.replace(loras={**scene.loras, **_given_files(scene, loras)})
     scene = changed(scene, fields or {}, changes)
     if base is None:
         base = record.get("base", {}).get("name", MINIATURE)
         if base != MINIATURE:
             raise SceneError(f"{picture} was made with the base model {base!r}; give its folder or "
                              "file with --base")  # fmt: skip
-    scene = scene.replace(loras={**scene.loras, **loras})
     if base == MINIATURE:
         scene = _shipped(scene, lora_dir)
     if lora_dir is not None:
@@ -138,6 +137,15 @@ def make_job(
     return Job(scene, base, record)
 
 
+def _given_files(scene: Scene, loras: Mapping[str, LoraRef]) -> dict[str, LoraRef]:
+    """The scene's LoRAs with what was given for them; where and when they act stays."""
+    found = {}
+    for name, own in loras.items():
+        given = {field: getattr(own, field) for field in own.model_fields_set}
+        found[name] = scene.loras[name].model_copy(update=given) if name in scene.loras else own
+    return found
+
+
 def _without_lost_files(scene: Scene, lora_dir: Path | None) -> Scene:
     """The scene of a record without the paths that are gone, if they can be looked for.
 
@@ -148,7 +156,7 @@ def _without_lost_files(scene: Scene, lora_dir: Path | None) -> Scene:
     kept = dict(scene.loras)
     for name, lora in scene.loras.items():
         ships = str(lora.path).startswith(SHIPPED) or str(lora.path) == PLAIN
-        if lora.path and not ships and not os.path.exists(lora.path):  # noqa: PTH110
+        if lora.path and not ships and not lora.path.expanduser().exists():
             kept[name] = lora.model_copy(update={"path": None})
     return scene.replace(loras=kept)
 

@@ -34,9 +34,10 @@ def convert(
 ) -> None:
     """Write a LoRA in another program's format."""
     from ..lora.adapter import adapter_from_file
-    from ..lora.convert import convert_lora
+    from ..lora.convert import check_target, convert_lora
     from ..lora.file import read_lora
 
+    check_target(out, to)
     names = _renaming(token or [])
     read = read_lora(file, allow_pickle)
     models = models_for(read, base)
@@ -89,10 +90,11 @@ def merge(
 ) -> None:
     """Write several LoRAs as one ordinary LoRA file."""
     from ..lora.adapter import adapter_from_file
-    from ..lora.convert import convert_lora
+    from ..lora.convert import check_target, convert_lora
     from ..lora.file import read_lora
     from ..lora.merging import RULES, merged_adapter
 
+    check_target(out, to)
     if rule not in RULES:
         raise LoraError(f"no merging rule {rule!r}; there are: {', '.join(RULES)}")
     weighted, models = [], None

@@ -135,7 +135,7 @@ def compare(
         check_output_path(out)
     silence_libraries()
     chosen = scenes(read_suite(suite), split, count, seeds)
-    results = compare_methods(list(dict.fromkeys(methods.split(","))), chosen, steps=steps)
+    results = compare_methods(options.read_methods(methods), chosen, steps=steps)
     if out is not None:
         comparison_grid(results, chosen, out)
     figures = rates(results)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
+from ..data_file import read_yaml
 from ..errors import LoraError, LoraWeaveError, MethodError, SceneError
 from ..precision import DType
 from ..scene import ComponentWeights, LoraRef
@@ -267,14 +267,11 @@ def _pairs(texts: Sequence[str] | None, option: str, error: type[LoraWeaveError]
 
 def _yaml(text: str, option: str, error: type[LoraWeaveError]) -> Any:
     """The value of a `key=value`."""
-    value = text.partition("=")[2]
     try:
-        made = yaml.safe_load(value)
-    except Exception as fault:  # safe_load lets ValueError, KeyError, ... out for bad values
+        return read_yaml(text.partition("=")[2])
+    except ValueError as fault:
         reason = str(fault).splitlines()[0]
         raise error(f"{option} {text!r}: the value is not YAML ({reason})") from None
-    # 1e-2, which YAML 1.1 takes for a word
-    return float(value) if isinstance(made, str) and _NUMBER.fullmatch(value.strip()) else made
 
 
 def read_seeds(text: str) -> list[int]:

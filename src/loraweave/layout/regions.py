@@ -50,8 +50,8 @@ def as_mask(name: str, given: Any) -> Mask:
     Args:
         name: of the concept, for errors.
         given: a `Region` or its data; a box (left, top, right, bottom) as fractions or pixels; a
-            mask picture (path or PIL); or values in [0, 1] (or 8-bit, or booleans) of shape
-            (h, w), white where the concept may be.
+            mask picture (path or PIL); or values in [0, 1] (or booleans, or 8-bit from 0 to 255,
+            which may be 0 and 1, too) of shape (h, w), white where the concept may be.
 
     Raises:
         RegionError: nothing of these, not two-dimensional, out of range or black everywhere.
@@ -65,15 +65,17 @@ def as_mask(name: str, given: Any) -> Mask:
     if isinstance(given, str | Path):
         return Region(image=Path(given))
     if isinstance(given, Image.Image):
-        given = np.array(given.convert("L"))
+        return as_mask(name, torch.from_numpy(_grey(given)))
     if isinstance(given, np.ndarray):
-        given = torch.from_numpy(given / 255.0 if given.dtype == np.uint8 else given.copy())
+        given = torch.from_numpy(given.copy())
     if not isinstance(given, Tensor):
         raise RegionError(
             f"the region of {name!r} is a {type(given).__name__}; give a box of four fractions, a "
             "mask picture, or an array of shape (h, w)"
         )
     mask = given.detach().float().cpu()
+    if given.dtype == torch.uint8 and mask.numel() and mask.max() > 1:  # else it is 0 and 1
+        mask = mask / 255
     if mask.ndim != 2 or not mask.numel():
         raise RegionError(f"the mask of {name!r} has the shape {tuple(mask.shape)}, not (h, w)")
     if not (mask.isfinite().all() and mask.min() >= 0 and mask.max() <= 1):
@@ -154,13 +156,22 @@ def _mask(
                     f"{region.image} has {image.width}x{image.height} pixels; a mask has at most "
                     f"{LARGEST_MASK} a side"
                 )
-            grey = image.convert("L").resize((size[1], size[0]), Image.Resampling.BOX)
-    except (OSError, Image.DecompressionBombError) as error:
+            grey = Image.fromarray(_grey(image)).resize((size[1], size[0]), Image.Resampling.BOX)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise RegionError(f"cannot read the mask {region.image} of {name!r}: {error}") from None
-    mask = torch.from_numpy(np.array(grey, dtype=np.float32) / 255)
+    mask = torch.from_numpy(np.array(grey))
     if not mask.any():
         raise RegionError(f"the mask {region.image} of {name!r} is black everywhere")
     return mask
+
+
+def _grey(image: Image.Image) -> Float[np.ndarray, "h w"]:
+    """Brightness in [0, 1]; pictures of 16 bits are scaled, which `convert` would cut off."""
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image, dtype=np.float32)
+        top = 65535 if values.max(initial=0) > 255 else 255 if values.max(initial=0) > 1 else 1
+        return values.clip(0, None) / top
+    return np.asarray(image.convert("L"), dtype=np.float32) / 255
 
 
 def _inside(low: float, high: float, cells: int) -> Float[Tensor, " cells"]:

@@ -27,7 +27,7 @@ from loraweave.lora.alphas import HEADER_CONFIG
 from loraweave.lora.embeddings import BUNDLED, LAYERED
 from loraweave.lora.file import ADAPTER_CONFIG
 from loraweave.lora.save import with_metadata
-from loraweave.lora.updates import Difference, Dora, LowRank, Update, compressed
+from loraweave.lora.updates import Difference, Dora, LowRank, Update, compressed, finite
 
 Target = Literal["peft", "diffusers", "kohya"]
 Part = dict[str, Update]
@@ -94,12 +94,7 @@ def convert_lora(
             or a kind of DoRA that the format cannot hold.
     """
     path = Path(path)
-    if format not in get_args(Target):
-        raise LoraError(f"Unknown LoRA format {format!r}; it is {', '.join(get_args(Target))}.")
-    if format != "peft" and path.suffix != ".safetensors":
-        raise LoraError(f"A {format} LoRA is written as .safetensors, but the path is {path.name}.")
-    if path.exists() and (format == "peft" or path.is_dir()):
-        raise LoraError(f"{path} exists already; give a new name.")
+    check_target(path, format)
     if rank is not None and rank < 1:
         raise LoraError(f"the rank is {rank}; it must be at least 1.")
     renamed = tokens or {}
@@ -128,6 +123,19 @@ def convert_lora(
         largest_error=max((error for _, error in errors), default=0.0),
         tokens=_new_names(adapter, renamed), dropped=list(adapter.dropped),
     )  # fmt: skip
+
+
+def check_target(path: Path, format: str) -> None:
+    """Raise LoraError if a LoRA of this format cannot be written there."""
+    if format not in get_args(Target):
+        raise LoraError(f"Unknown LoRA format {format!r}; it is {', '.join(get_args(Target))}.")
+    if format != "peft" and path.suffix != ".safetensors":
+        raise LoraError(f"A {format} LoRA is written as .safetensors, but the path is {path.name}.")
+    if path.exists() and (format == "peft" or path.is_dir()):
+        raise LoraError(f"{path} exists already; give a new name.")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise LoraError(f"{path} cannot be written: {above} is no folder that can be written to.")
 
 
 def _plain(update: Update, rank: int | None, errors: list[tuple[float, float]]) -> Update:
@@ -318,7 +326,7 @@ def _usual(parts: Mapping[str, Part]) -> tuple[int, float]:
 def _write(path: Path, tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> Path:
     plain = {name: t.detach().to("cpu").contiguous().clone() for name, t in tensors.items()}
     for name, tensor in plain.items():
-        if not torch.isfinite(tensor).all():
+        if not finite(tensor):
             raise LoraError(f"{name} has values that {tensor.dtype} cannot hold.")
     write_atomically(path, with_metadata(save(plain), texts))
     return path

@@ -13,10 +13,10 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from loraweave.errors import UnsupportedLoraFormat
+from loraweave.lora.updates import finite
 
 BUNDLED = "bundle_emb.{}.string_to_param.*"
 LAYERED, FORMER_LAYERED = "new_concept_embedding.", "new_concept_token."
@@ -77,7 +77,7 @@ def find_embeddings(label: str, tensors: Mapping[str, Tensor]) -> Found:
                 f"{label}: {key} has shape {tuple(tensor.shape)}; an embedding is (width,) or "
                 "(vectors, width)."
             )
-        if not torch.isfinite(tensor).all():
+        if not finite(tensor):
             raise UnsupportedLoraFormat(f"{label}: {key} holds values that are not finite numbers.")
         rows = tensor.detach().reshape(-1, tensor.shape[-1])
         keys.append(key)

@@ -71,8 +71,7 @@ def read_lora(path: str | Path, allow_pickle: bool = False) -> LoraFile:
         UnsupportedLoraFormat: damaged, truncated, not safetensors, pickle without `allow_pickle`.
     """
     folder = Path(path).expanduser()
-    parts = [part for part in _PARTS if (folder / part).is_dir()]
-    if parts and not _adapter_in(folder):
+    if parts := parts_of(folder):
         return _read_parts(folder, parts, allow_pickle)
     source = find_file(path)
     tensors, metadata = _read_tensors(source, allow_pickle)
@@ -80,7 +79,7 @@ def read_lora(path: str | Path, allow_pickle: bool = False) -> LoraFile:
     if config is not None:
         metadata = {**metadata, ADAPTER_CONFIG: config}
     files = [source]
-    for beside in _embeddings_beside(source, folder.is_dir()):
+    for beside in embeddings_beside(source, folder.is_dir()):
         files.append(beside)
         for name, tensor in _read_tensors(beside, allow_pickle)[0].items():
             if name in tensors:
@@ -118,17 +117,11 @@ def _read_parts(folder: Path, parts: list[str], allow_pickle: bool) -> LoraFile:
         config |= {f"{part}.{name}": value for name, value in found.items()}
         metadata |= {k: v for k, v in own.metadata.items() if k != ADAPTER_CONFIG}
         files += own.files
-    for beside in _embeddings_beside(folder / "unet", True):
+    for beside in embeddings_beside(folder / "unet", True):
         tensors |= _read_tensors(beside, allow_pickle)[0]
         files.append(beside)
     metadata[ADAPTER_CONFIG] = json.dumps(config)
     return LoraFile(folder, tensors, metadata, _joint_sha256(files), tuple(files))
-
-
-def _embeddings_beside(source: Path, in_folder: bool) -> list[Path]:
-    """Files with the embeddings that belong to the adapter `source`."""
-    names = [f"{source.stem}_emb.safetensors", *(_EMBEDDINGS if in_folder else ())]
-    return [source.with_name(name) for name in names if source.with_name(name).is_file()]
 
 
 def _joint_sha256(files: list[Path]) -> str:
@@ -136,7 +129,20 @@ def _joint_sha256(files: list[Path]) -> str:
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
-def _adapter_in(folder: Path) -> Path | None:
+def parts_of(folder: Path) -> list[str]:
+    """Folders in this one that hold a part of one LoRA each; none if it is no such folder."""
+    parts = [part for part in _PARTS if (folder / part).is_dir()]
+    return [] if adapter_in(folder) else parts
+
+
+def embeddings_beside(source: Path, in_folder: bool) -> list[Path]:
+    """Files with the embeddings that belong to the adapter `source`."""
+    names = [f"{source.stem}_emb.safetensors", *(_EMBEDDINGS if in_folder else ())]
+    return [source.with_name(name) for name in names if source.with_name(name).is_file()]
+
+
+def adapter_in(folder: Path) -> Path | None:
+    """The file of the adapter that a folder holds."""
     return next((folder / n for n in _FOLDER_NAMES if (folder / n).is_file()), None)
 
 
@@ -147,7 +153,7 @@ def find_file(path: str | Path) -> Path:
         return source
     if not source.exists():
         raise LoraError(f"No LoRA file {source}. Check the path; the folder is searched as given.")
-    if found := _adapter_in(source):
+    if found := adapter_in(source):
         return found
     raise LoraError(
         f"The folder {source} holds no adapter: expected {_FOLDER_NAMES[0]} (with "

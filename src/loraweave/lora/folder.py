@@ -1,8 +1,9 @@
 """A folder of LoRAs, where names are enough.
 
-A name is a file's name without `.safetensors`, or that of a PEFT adapter's folder. Where two in
-different folders share it, the way from the top is a name too: `styles/ink`. The files are
-listed and the name is looked up in the list, so no name leads out of the folder.
+A name is a file's name without `.safetensors`, or that of an adapter's folder, of peft or
+diffusers. The way from the top is a name too, `styles/ink`, and comes first where several share
+a name. Files with the embeddings of a LoRA belong to it and have no names. All are listed and the
+name is looked up in the list, so no name leads out of the folder.
 """
 
 import os
@@ -10,12 +11,12 @@ from collections import defaultdict
 from pathlib import Path
 
 from loraweave.errors import LoraError
+from loraweave.lora.file import adapter_in, embeddings_beside, parts_of
 from loraweave.messages import close_match
 
 LORA_DIR_VARIABLE = "LORAWEAVE_LORA_DIR"
 
 _SUFFIX = ".safetensors"
-_ADAPTER = "adapter_model.safetensors"  # PEFT's name for the file in an adapter's folder
 
 
 def find_lora(folder: str | Path, name: str) -> Path:
@@ -28,8 +29,9 @@ def find_lora(folder: str | Path, name: str) -> Path:
     """
     known = list_loras(folder)
     found = known.get(name, [])
-    if len(found) == 1:
-        return found[0]
+    own = [path for path in found if _way(path, folder) == name]
+    if len(own or found) == 1:
+        return (own or found)[0]
     if found:
         ways = sorted(path.relative_to(folder).as_posix() for path in found)
         raise LoraError(
@@ -55,14 +57,27 @@ def list_loras(folder: str | Path) -> dict[str, list[Path]]:
                         f"{LORA_DIR_VARIABLE}")  # fmt: skip
     names: dict[str, list[Path]] = defaultdict(list)
     for place, folders, files in os.walk(top):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folder = Path(place)
+        inner = folder != top
+        parts = parts_of(folder) if inner else []
+        parts = parts if any(adapter_in(folder / part) for part in parts) else []
+        adapter = adapter_in(folder) if inner else None
+        found = [folder] if parts or adapter else []
+        folders[:] = sorted(n for n in folders if not (n.startswith(".") or n in parts))
         for file in sorted(files):
-            if not file.endswith(_SUFFIX) or file.startswith("."):
-                continue
-            path = Path(place, file)
-            if file == _ADAPTER and path.parent != top:
-                path = path.parent
-            way = path.relative_to(top).as_posix().removesuffix(_SUFFIX)
-            for name in {way, way.rpartition("/")[2]}:
-                names[name].append(path)
+            path = folder / file
+            if file.endswith(_SUFFIX) and not file.startswith(".") and path != adapter:
+                found.append(path)
+        beside = {own for path in found for own in embeddings_beside(
+            adapter or folder / "unet" if path == folder else path, path == folder
+        )}  # fmt: skip
+        for path in found:
+            if path not in beside:
+                way = _way(path, top)
+                for name in {way, way.rpartition("/")[2]}:
+                    names[name].append(path)
     return dict(names)
+
+
+def _way(path: Path, top: str | Path) -> str:
+    return path.relative_to(top).as_posix().removesuffix(_SUFFIX)

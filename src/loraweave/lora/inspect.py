@@ -210,7 +210,7 @@ def trigger_words(metadata: Mapping[str, str]) -> list[str]:
             words.append(rest if repeats.isdigit() else folder)
             tags.update({str(tag).strip(): int(count) for tag, count in counts.items()})
         words += [tag for tag, _ in tags.most_common()]
-    except (ValueError, TypeError, AttributeError, RecursionError):
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         pass  # a hint that cannot be read is no hint; nothing depends on it
     return list(dict.fromkeys(word.strip() for word in words if word.strip()))[:_MAX_WORDS]
 

@@ -8,7 +8,6 @@ rest anyway says so, and is told what was left out.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from loraweave.errors import BaseModelMismatch, UnsupportedLoraFormat
@@ -25,7 +24,7 @@ from loraweave.lora.build import IncompleteError, ShapeError, build, family
 from loraweave.lora.embeddings import Found, find_embeddings
 from loraweave.lora.keys import ModuleIndex, Role, TensorName, kind_of, split_name
 from loraweave.lora.numbered import numbered_names
-from loraweave.lora.updates import Update
+from loraweave.lora.updates import Update, finite
 
 Place = tuple[str, str]
 """(component, module path)"""
@@ -138,7 +137,7 @@ def match_tensors(
 
 def _numbers(role: Role, tensor: Tensor) -> bool:
     whole = role == "alpha"  # some trainers write it as an integer
-    return (whole or tensor.is_floating_point()) and bool(torch.isfinite(tensor).all())
+    return (whole or tensor.is_floating_point()) and finite(tensor)
 
 
 def _may_fit(guess: BaseGuess, index: ModuleIndex, unet: nn.Module) -> bool:

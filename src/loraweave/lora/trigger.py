@@ -10,7 +10,7 @@ A folder's name is taken only if the captions have it too: many are called `10_i
 import json
 from collections.abc import Mapping
 
-from loraweave.prompt import with_trigger
+from loraweave.prompt import parse_prompt, with_trigger
 from loraweave.scene import Scene
 
 
@@ -49,7 +49,10 @@ def fill_triggers(
             case []:
                 continue
             case [trigger]:
-                scene = scene.replace(prompt=with_trigger(scene.parsed, name, trigger))
+                scene = scene.replace(
+                    prompt=with_trigger(scene.parsed, name, trigger),
+                    prompts={k: _filled(text, name, trigger) for k, text in scene.prompts.items()},
+                )
                 notes.append(f"the LoRA {name!r} got the trigger {trigger!r} from its file; {none}")
             case several:
                 notes.append(
@@ -57,6 +60,13 @@ def fill_triggers(
                     f"{', '.join(several)}; put one into the prompt, or {none}"
                 )
     return scene, notes
+
+
+def _filled(own_prompt: str, name: str, trigger: str) -> str:
+    """The prompt of a region with the trigger, where it leaves it open, too."""
+    parsed = parse_prompt(own_prompt)
+    open_ones = [c for c in parsed.concepts if c.name == name and not (c.trigger or c.bar)]
+    return with_trigger(parsed, name, trigger) if open_ones else own_prompt
 
 
 def _without_noun(phrase: str, noun: str) -> str:

@@ -329,6 +329,12 @@ def compressed(update: Difference, rank: int) -> LowRank:
     )
 
 
+def finite(tensor: Tensor) -> bool:
+    """Whether all values are numbers; torch itself cannot say it of 8-bit floats."""
+    known = tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
+    return bool(torch.isfinite(known).all())
+
+
 def _apply(module: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
     """The module with another weight and no bias."""
     if isinstance(module, nn.Conv2d):

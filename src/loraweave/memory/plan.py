@@ -109,7 +109,9 @@ def read_bytes(limit: MaxMemory) -> int:
         SceneError: not of this form.
     """
     try:
-        found = convert_file_size_to_int(limit.strip() if isinstance(limit, str) else int(limit))
+        found = convert_file_size_to_int(
+            limit.strip().upper() if isinstance(limit, str) else int(limit)  # a small b is bits
+        )
     except (ValueError, OverflowError):
         found = -1
     if found <= 0:

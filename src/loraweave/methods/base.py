@@ -90,6 +90,17 @@ class Method:
             "settings": cls.Settings().model_dump(mode="json"),
         }  # fmt: skip
 
+    @classmethod
+    def scene_for(cls, scene: Scene) -> Scene:
+        """The scene without what this method does not take: regions (but for those of conditions)
+        and their prompts."""
+        weighed = {name for condition in scene.conditions for name in condition.regions}
+        kept = {name: own for name, own in scene.regions.items() if name in weighed}
+        return scene.replace(
+            regions=kept if cls.regions == "no" else scene.regions,
+            prompts=scene.prompts if cls.own_prompts else {},
+        )
+
     def check(self, composition: Composition) -> None:
         """Raise MethodError if the method cannot draw this scene."""
         found = len(composition.concepts)

@@ -19,7 +19,7 @@ from ..errors import MethodError
 from ..layout.masks import strengths
 from ..lora.adapter import Adapter
 from ..lora.merging import Rule, merged_adapter
-from ..scene import Scene
+from ..scene import LoraRef, Scene
 from .base import Method, MethodSettings
 
 MERGED = "merged LoRAs"  # no name of a LoRA has a space
@@ -57,7 +57,8 @@ class Merge(Method):
         assert isinstance(own, MergeSettings)
         if not scene.concepts or (own.rule == "sum" and own.rank is None):
             return {}
-        if timed := [c.name for c in scene.concepts if scene.loras[c.name].scheduled]:
+        own_refs = {c.name: scene.loras.get(c.name, LoraRef()) for c in scene.concepts}
+        if timed := [name for name, ref in own_refs.items() if ref.scheduled]:
             raise MethodError(
                 f"merge with rule {own.rule!r} or a rank makes one LoRA of all, and so cannot let "
                 f"{', '.join(timed)} act for a while; leave out start, stop and schedule, or the "
