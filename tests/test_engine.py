@@ -14,6 +14,7 @@ from loraweave.denoise.composition import composition, frozen
 from loraweave.denoise.executor import MemoryMode, executing
 from loraweave.denoise.hooks import AdapterHooks, adapter_hooks
 from loraweave.denoise.loop import Stage, StepScheduler, denoise, guided
+from loraweave.denoise.texts import MOST_ROWS
 from loraweave.errors import MethodError, SceneError
 from loraweave.layout.masks import fused, resized
 from loraweave.lora.adapter import load_adapter
@@ -48,6 +49,58 @@ def with_weights(model, part, adapters):
 
 
 # -- passes and their adapters ---------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_texts_are_read_once(pipe, loras):
+    layers = [getattr(site.module, name) for site in cross_attention_sites(pipe.unet)
+              for name in ("to_k", "to_v")]  # fmt: skip
+    seen = []
+    handles = [layer.register_forward_hook(lambda *_: seen.append(1)) for layer in layers]
+    with engine(pipe, loras) as (executor, passes):
+        first, again = (executor.evaluate(passes, latents(), T) for _ in range(2))
+        assert len(seen) == len(layers)
+        assert torch.equal(first.noise, again.noise)
+        assert torch.equal(first.maps, again.maps)
+        executor.evaluate(passes[1:], latents(), T)
+        assert len(seen) == 2 * len(layers), "other rows"
+        assert [work.fresh for work in executor.calls.work] == [True, False, True]
+    with engine(pipe, loras) as (executor, passes):
+        assert torch.equal(executor.evaluate(passes, latents(), T).noise, first.noise)
+        for n in range(40):  # what is kept has a limit
+            executor.evaluate([replace(passes[0], states=passes[0].states + n)], latents(), T)
+        assert sum(map(len, executor._texts._known)) <= MOST_ROWS
+    for handle in handles:
+        handle.remove()
+    assert layers == [getattr(site.module, name) for site in cross_attention_sites(pipe.unet)
+                      for name in ("to_k", "to_v")]  # fmt: skip
+
+
+@torch.no_grad()
+def test_equal_rows_are_computed_once(pipe, loras):
+    """Before a LoRA acts its unconditional half is the base's."""
+    late = {name: {"path": path, "start": 0.5} for name, path in loras.items()}
+    with engine(pipe, late) as (executor, passes):
+        early = executor.evaluate(passes, latents(), T)
+        assert executor.calls.rows == 5, (
+            "three texts, and b's text encoder reads the empty one, too"
+        )
+        shared = executor.evaluate(passes, latents(), T, halves="shared")
+        assert executor.calls.rows == 9
+        executor.at(0.5)
+        later = executor.evaluate(passes, latents(), T)
+        assert executor.calls.rows == 15
+    with engine(pipe, loras, PROMPT.replace("(a)", "(a:0:1)").replace("0.7", "0:0.7")) as (
+        whole,
+        same,
+    ):
+        expected = whole.evaluate(same, latents(), T)
+        assert whole.calls.rows == 6
+    for one, other in zip(early, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    for one, other in zip(shared, expected, strict=True):
+        torch.testing.assert_close(one[:, :, 1], other[:, :, 1], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(later.noise[0, 1, 0], later.noise[0, 0, 0], atol=1e-2)
 
 
 @torch.no_grad()
@@ -294,7 +347,7 @@ def test_early_stop_ends_at_the_last_site_with_the_same_maps(pipe, loras):
     assert torch.equal(again.noise, full.noise), "the stop is over after its context"
     last = READ[-1].removesuffix("attn2")
     assert READ[0] in calls
-    assert calls[-1] == f"{READ[-1]}.to_k"
+    assert calls[-1] == f"{READ[-1]}.to_q", "the keys of its text are known"
     for later in ("conv_out", "conv_norm_out", f"{last}ff", f"{last}norm3"):
         assert later not in calls
         pipe.unet.get_submodule(later)  # the names are right
@@ -334,7 +387,7 @@ def test_pictures_and_rows_in_any_grouping_give_the_same(double, loras, pass_bat
 
 # -- gradients -------------------------------------------------------------------------------------
 
-LABELS = torch.tensor([0, 0, 0, 1, 1, 1])
+LABELS = [0, 0, 0, 1, 1, 1]
 
 
 def loss_of(maps):

@@ -194,8 +194,8 @@ def test_divide_has_goals_of_its_own(double, loras):
     with stage_of(double, loras, AttendAndExcite({"objective": "divide"})) as stage:
         reached, missed = -torch.tensor([0.21, 0.19])
         assert stage.unfinished(10, 49, torch.stack([reached, missed])).tolist() == [False, True]
-        assert not stage.unfinished(10, 50, missed[None]).any()
-        assert not stage.unfinished(11, 0, missed[None]).any()
+        assert stage.unfinished(10, 50, missed[None]) is None
+        assert stage.unfinished(11, 0, missed[None]) is None
 
 
 def test_without_updates_both_are_merge(double, loras):

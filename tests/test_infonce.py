@@ -36,8 +36,8 @@ def by_the_formula(embeddings: torch.Tensor, labels: list[int], tau: float) -> f
     return sum(terms) / len(terms)
 
 
-def labels_of(groups: int, members: int) -> torch.Tensor:
-    return torch.arange(groups).repeat_interleave(members)
+def labels_of(groups: int, members: int) -> list[int]:
+    return [group for group in range(groups) for _ in range(members)]
 
 
 @pytest.mark.parametrize(("n", "expected"), [(2, 1.609), (3, 2.398), (4, 2.944), (8, 4.263)])
@@ -68,16 +68,16 @@ def test_agrees_with_plain_loops_for_groups_of_any_sizes(sizes, tau, seed):
     generator = torch.Generator().manual_seed(seed)
     maps = torch.rand((sum(sizes), 9), generator=generator, dtype=torch.float64)
     labels = [label for label, size in enumerate(sizes) for _ in range(size)]
-    value = info_nce(maps, torch.tensor(labels), tau).item()
+    value = info_nce(maps, labels, tau).item()
     assert value == pytest.approx(by_the_formula(maps, labels, tau), rel=1e-10, abs=1e-12)
 
 
 def test_order_of_the_embeddings_does_not_matter():
     generator = torch.Generator().manual_seed(1)
     maps = torch.rand((10, 16), generator=generator, dtype=torch.float64)
-    labels = torch.tensor([0, 0, 0, 1, 1, 1, 1, 2, 2, 2])
+    labels = [0, 0, 0, 1, 1, 1, 1, 2, 2, 2]
     shuffled = torch.randperm(10, generator=generator)
-    assert info_nce(maps[shuffled], labels[shuffled], TAU).item() == pytest.approx(
+    assert info_nce(maps[shuffled], [labels[k] for k in shuffled], TAU).item() == pytest.approx(
         info_nce(maps, labels, TAU).item(), abs=1e-12
     )
 
@@ -85,7 +85,7 @@ def test_order_of_the_embeddings_does_not_matter():
 @pytest.mark.parametrize("labels", [[0, 0, 0], [0, 1, 2]], ids=["no negatives", "no positives"])
 def test_nothing_to_compare_is_zero_and_still_differentiable(labels):
     maps = torch.rand(3, 16, requires_grad=True)
-    value = info_nce(maps, torch.tensor(labels), TAU)
+    value = info_nce(maps, labels, TAU)
     assert value.item() == 0
     assert torch.autograd.grad(value, maps)[0].abs().max() == 0
 
@@ -132,7 +132,7 @@ def test_a_small_step_against_the_gradient_lowers_the_loss():
 
 def test_gradient_is_that_of_finite_differences():
     maps = torch.rand((6, 7), generator=torch.Generator().manual_seed(4), dtype=torch.float64)
-    labels = torch.tensor([0, 0, 0, 1, 1, 1])
+    labels = [0, 0, 0, 1, 1, 1]
     assert torch.autograd.gradcheck(
         lambda m: info_nce(normalized(m), labels, TAU), (maps.requires_grad_(),)
     )

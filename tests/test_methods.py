@@ -14,19 +14,20 @@ from diffusers import (
     EulerDiscreteScheduler,
 )
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import loraweave
 from loraweave import LoraError, MethodError, SceneError
 from loraweave.backbone.sd1 import StableDiffusion1
-from loraweave.denoise.executor import Evaluation, Gradient
-from loraweave.denoise.loop import guided
+from loraweave.denoise.executor import Evaluation, Executor, Gradient
+from loraweave.denoise.loop import StepScheduler, guided
 from loraweave.detect import SEGMENTERS
 from loraweave.detect.registry import Entry
 from loraweave.layout.masks import fused, resized
-from loraweave.methods import CLoRA, Merge
+from loraweave.methods import CLoRA, Merge, get_method
 from loraweave.methods.clora import concept_groups
 from loraweave.scene import Scene
-from prepared import PROMPT, stage_of
+from prepared import PROMPT, composed_on, stage_of
 from tiny import tiny_pipeline
 
 pytestmark = pytest.mark.filterwarnings(  # diffusers'
@@ -126,6 +127,14 @@ class TestContract:
         one = draw(pipe, loras, method, generator=seed(1)).images
         assert torch.equal(draw(pipe, loras, method, generator=seed(1)).images, one)
         assert not torch.allclose(draw(pipe, loras, method, generator=seed(2)).images, one)
+
+    def test_without_guidance_there_is_no_unconditional_half(self, loras, method, monkeypatch):
+        pipe = tiny_pipeline().to(torch.float64)
+        lean = draw(pipe, loras, method, guidance_scale=1.0)
+        monkeypatch.setattr(Executor, "halves", "both")
+        whole = draw(pipe, loras, method, guidance_scale=1.0)
+        torch.testing.assert_close(lean.images, whole.images, atol=1e-9, rtol=0)
+        assert lean.info["rows"] < whole.info["rows"]
 
     def test_loras_matter(self, pipe, loras, method):
         with_loras = draw(pipe, loras, method).images
@@ -846,3 +855,46 @@ def test_methods_describe_themselves():
         for text in (method.summary, method.source, method.passes):
             assert text
         assert copy.deepcopy(method().settings) == method().settings
+
+
+class Waits(TorchDispatchMode):
+    """Counts what a GPU would have to be waited for."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero")
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.partition("::")[2]
+        if name in self.NAMES:
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("merge", {}), ("composite", {}), ("switch", {"every": 1}),
+        ("masked", {"layout": "strips"}), ("weave", {"early": 0.0}),
+        ("clora", {"refinements": 1}), ("clora", {"variant": "faithful", "refinements": 0}),
+        ("conform", {"refinements": 1}), ("attend_and_excite", {"thresholds": {}}),
+    ],
+)  # fmt: skip
+def test_no_step_waits_for_a_figure(pipe, loras, method, settings):
+    """After the first two of each stage, in which what stays is found."""
+    own = get_method(method, settings)
+    with composed_on(pipe, loras, method=own) as (composed, executor):
+        scheduler = StepScheduler(pipe.scheduler, 6, torch.device("cpu"), None)
+        z = torch.randn((1, 4, 16, 16), generator=seed(1))
+        for stage in own.stages(composed, executor, scheduler):
+            z = stage.start(z)
+            steps = list(enumerate(stage.scheduler.timesteps))[stage.first : stage.last]
+            for n, (i, t) in enumerate(steps):
+                with Waits() as waits:
+                    z = stage.refine(z, i, t)
+                    noise = stage.predict(z, i, t)
+                assert n < 2 or waits.seen == []
+                z = stage.scheduler.step(noise, t, z)

@@ -108,7 +108,8 @@ def test_rows_are_ratios_to_plain_and_to_naive():
     for steps in (4, 2):
         plain = rows["plain", 1, steps]
         assert plain["flops_ratio"] == plain["seconds_ratio"] == 1
-    assert 1 < rows["merge", 1, 4]["flops_ratio"] < 1.1  # it looks at attention, too
+    # It looks at attention, too, but reads the text once, which is much of so small a model.
+    assert 0.95 < rows["merge", 1, 4]["flops_ratio"] < 1
     assert rows["weave", 2, 4]["calls"] == 5
     assert rows["naive", 2, 2]["naive_flops_ratio"] == 1
     assert 0 < rows["clora", 2, 2]["naive_flops_ratio"] < 1.2

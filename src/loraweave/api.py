@@ -344,7 +344,7 @@ def _check_output(output_type: str, count: int) -> None:
 
 
 def _stacked(records: list[Tensor]) -> Tensor:
-    return torch.stack(records) if records else torch.empty(0)
+    return torch.stack(records).cpu() if records else torch.empty(0)
 
 
 def _joined(images: list, output_type: str):

@@ -136,14 +136,11 @@ class CallCosts:
         return torch.zeros(2, config.max_position_embeddings, config.hidden_size, device="meta")
 
     def _counted(self, kind: Work, composed: Composition, executor: Executor) -> int:
-        config = self.pipe.text_encoder.config
-        states = torch.zeros(
-            2, config.max_position_embeddings, config.hidden_size, device="meta"
-        )  # fmt: skip
         passes = [
-            Pass("", tuple((self.adapters[name], 1.0) for name in own), Words({}, {}), states)
+            Pass("", tuple((self.adapters[name], 1.0) for name in own), Words({}, {}),
+                 self._states())
             for own in kind.adapters
-        ]
+        ]  # fmt: skip
         latents = torch.zeros((kind.pictures, *self._shape()[1:]), device="meta")
         leaf = latents.requires_grad_(kind.differentiated)
         halves = "both" if kind.halves == 2 else "conditional"
@@ -154,13 +151,13 @@ class CallCosts:
             evaluate = lambda: confined.evaluate(  # noqa: E731
                 masks, leaf, STEP, halves=halves, maps_only=kind.stopped, record=kind.recorded
             )
-            if not kind.fresh:
-                with torch.no_grad():
-                    confined.evaluate(masks, leaf, STEP)
         else:
             evaluate = lambda: executor.evaluate(  # noqa: E731
                 passes, leaf, STEP, halves="conditional", maps_only=kind.stopped
             )
+        if not kind.fresh:
+            with torch.no_grad():
+                evaluate()
         with _fused_attention(), flop_counter() as counter:
             out = evaluate()
             if kind.differentiated:

@@ -73,7 +73,7 @@ class Confined:
         latents: Float[Tensor, "B C H W"],
         t: Tensor,
         *,
-        halves: Halves = "both",
+        halves: Halves | None = None,
         record: bool = False,
         maps_only: bool = False,
         following: Bool[Tensor, " B"] | None = None,
@@ -85,12 +85,12 @@ class Confined:
                 while the same tensor is given, so it must not be written to.
             latents: already scaled for the model.
             t: timestep.
-            halves: with or without the unconditional rows.
+            halves: with or without the unconditional rows; as guidance needs it if None.
             record: also attend to every owner's text everywhere, at the reading sites.
             maps_only: record, and stop after the last of them; no noise then.
             following: which pictures are drawn after the scene's conditions; all if not given.
         """
-        record = record or maps_only
+        record, halves = record or maps_only, halves or self.executor.halves
         count = 2 if halves == "both" else 1
         most = self.executor.mode.pass_batch
         if most and len(latents) > 1 and len(latents) * count > most:

@@ -27,6 +27,7 @@ from .composition import Composition, Pass
 from .conditions import Conditions
 from .hooks import Weighted
 from .recorder import recording
+from .texts import TextLayers
 
 Halves = Literal["both", "conditional"]
 GradientMode = Literal["auto", "together", "one_by_one"]
@@ -89,7 +90,7 @@ class Work(NamedTuple):
         differentiated: the maps' gradient with respect to the latents is taken.
         owners: of a position, on average, rounded; where the passes are owners.
         recorded: maps of every owner's text are made.
-        fresh: the owners' keys and values are made, which later calls use.
+        fresh: keys and values of the texts are made, which later calls use.
         by_query: see `Confined`.
     """
 
@@ -142,6 +143,13 @@ class Executor:
         self._conditions = conditions or Conditions()
         self.backbone, self.mode = composition.backbone, mode
         self.calls, self.fraction = Calls(), 0.0
+        self._texts = TextLayers(self.backbone.unet, keep=not mode.limited)
+        self._numbers: dict[tuple[int, int], tuple[Tensor, int]] = {}
+
+    @property
+    def halves(self) -> Halves:
+        """What a guided prediction needs: without guidance no unconditional half."""
+        return "both" if self.composition.scene.guidance_scale > 1 else "conditional"
 
     def evaluate(
         self,
@@ -149,21 +157,31 @@ class Executor:
         latents: Float[Tensor, "B C h w"],
         t: Tensor,
         *,
-        halves: Halves | Literal["shared"] = "both",
+        halves: Halves | Literal["shared"] | None = None,
         maps_only: bool = False,
     ) -> Evaluation:
-        """All passes on the latents of each picture.
+        """All passes on the latents of each picture; equal rows are computed once.
 
         Args:
             passes: what to evaluate.
             latents: already scaled for the model (`scheduler.scale_model_input`).
             t: timestep.
             halves: with or without the unconditional rows, or (`shared`) with the first pass's
-                for all.
+                for all; as guidance needs it if None.
             maps_only: stop after the last recorded layer; no noise then.
         """
-        own, order = rows_of(len(passes), halves)
-        adapters = [self.acting(passes[k]) for k, _ in own] * len(latents)
+        own, order = rows_of(len(passes), halves or self.halves)
+        acting = [self.acting(one) for one in passes]
+        same: dict[_Row, int] = {}  # rows that differ, in the order of the first of each
+        places = [
+            same.setdefault(_row(acting[k], self._number(passes[k], half)), len(same))
+            for k, half in own
+        ]
+        if len(same) < len(own):
+            own = [own[places.index(n)] for n in range(len(same))]
+            order = places if isinstance(order, slice) else [places[n] for n in order]
+        adapters = [acting[k] for k, _ in own] * len(latents)
+        keys = [*same] * len(latents)
         texts = torch.stack([passes[k].states[half] for k, half in own]).repeat(len(latents), 1, 1)
         rows = latents.repeat_interleave(len(own), 0)
         size = self.mode.pass_batch or len(rows)
@@ -172,11 +190,14 @@ class Executor:
             part = slice(start, start + size)
             self.calls.add(len(rows[part]), Work(
                 tuple(_names(own) for own in adapters[part]), 1, 1, False, maps_only,
-                differentiated(latents),
+                differentiated(latents), fresh=self._texts.fresh(keys[part]),
             ))  # fmt: skip
-            acting = partial(self.composition.unet_hooks.rows, adapters[part])
-            again = partial(both, acting, self._recorder.deaf)
-            with acting():
+            active = partial(
+                both, partial(self.composition.unet_hooks.rows, adapters[part]),
+                partial(self._texts.reading, keys[part]),
+            )  # fmt: skip
+            again = partial(both, active, self._recorder.deaf)
+            with active():
                 if maps_only:
                     with self._recorder.stopping_early():
                         self.denoise(rows[part], t, texts[part], again)
@@ -215,9 +236,29 @@ class Executor:
 
     def acting(self, one: Pass) -> list[Weighted]:
         """The pass's adapters with their weights at this time of the run."""
-        schedules = self.composition.schedules
-        return [(a, w * schedules[a.name](self.fraction)) if a.name in schedules else (a, w)
-                for a, w in one.adapters]  # fmt: skip
+        schedules, found = self.composition.schedules, []
+        for adapter, weight in one.adapters:
+            if adapter.name in schedules:
+                factor = schedules[adapter.name](self.fraction)
+                if not factor:
+                    continue  # it does not act now; a DoRA at weight 0 would
+                weight = weight * factor
+            found.append((adapter, weight))
+        return found
+
+    def _number(self, one: Pass, half: int) -> int:
+        """The same for equal texts."""
+        key = id(one.states), half
+        if key not in self._numbers:
+            text = one.states[half]
+            alike = (
+                number for (_, other), (states, number) in self._numbers.items()
+                if not text.is_meta and states[other].shape == text.shape
+                and torch.equal(states[other], text)
+            )  # fmt: skip
+            # The states are kept, so that no others can have their id.
+            self._numbers[key] = one.states, next(alike, len(self._numbers))
+        return self._numbers[key][1]
 
     def gradient(
         self,
@@ -313,6 +354,14 @@ def both(*contexts: Callable[[], AbstractContextManager]) -> Iterator[None]:
         for one in contexts:
             stack.enter_context(one())
         yield
+
+
+_Row = tuple[tuple[tuple[str, float], ...], int]
+"""What a row depends on beside the latents: adapters with their weights, and a text."""
+
+
+def _row(adapters: Sequence[Weighted], text: int) -> _Row:
+    return tuple((adapter.name, weight) for adapter, weight in adapters), text
 
 
 def _names(adapters: Sequence[Weighted]) -> tuple[str, ...]:

@@ -39,7 +39,7 @@ class LookingStage(Stage):
         assert out.noise is not None
         assert out.maps is not None
         size = self.executor.backbone.map_size(latents)
-        self.trace.maps.append(strengths(out.maps[:, 0, -1].float(), self.nouns, size).cpu())
+        self.trace.maps.append(strengths(out.maps[:, 0, -1].float(), self.nouns, size))
         return guided(out.noise[:, 0], self.guidance)
 
     def attention(self) -> Float[Tensor, "B N h w"]:

@@ -25,6 +25,9 @@ OnStep = Callable[[int, Tensor, Tensor], Tensor]
 class Trace:
     """What a stage noted down while it drew B pictures, for figures and reports.
 
+    Tensors stay on the device that they were made on: a copy to the host in every step would
+    wait for the step.
+
     Attributes:
         maps: per step (B, N, h, w), each concept's attention, or nothing.
         masks: per step (B, N, h, w), each concept's mask, or nothing.
@@ -158,7 +161,7 @@ def denoise(
                 latents = scheduler.step(noise, t, latents)
                 if on_step is not None and stage.shown(i):
                     latents = on_step(i, t, latents)
-                bar.update(task, advance=1, figures=_figures(stage.trace))
+                bar.update(task, advance=1, figures=_figures(stage.trace) if progress else "")
                 if interrupted():
                     return latents
     return latents

@@ -46,8 +46,8 @@ def exclusive(
 ) -> Float[Tensor, "... N h w"]:
     """Each position that several masks claim goes to the concept that is strongest there."""
     claimed = torch.where(masks > 0, strengths, torch.full_like(strengths, -torch.inf))
-    owner = F.one_hot(claimed.argmax(-3), masks.shape[-3]).movedim(-1, -3).to(masks.dtype)
-    return masks * owner
+    numbers = torch.arange(masks.shape[-3], device=masks.device).view(-1, 1, 1)
+    return masks * (claimed.argmax(-3, keepdim=True) == numbers)
 
 
 def concept_strength(maps: Float[Tensor, "words h w"]) -> Float[Tensor, "h w"]:

@@ -96,10 +96,10 @@ class AttendAndExciteStage(GuidedMergeStage):
             for trigger, noun in pairs
         ]).mean(0)  # fmt: skip
 
-    def unfinished(self, i: int, n: int, losses: Float[Tensor, " B"]) -> Tensor:
+    def unfinished(self, i: int, n: int, losses: Float[Tensor, " B"]) -> Tensor | None:
         goal = self.goals.get(i)
         if goal is None or n >= self.most:
-            return torch.zeros_like(losses, dtype=torch.bool)
+            return None
         return losses > (1 - goal if self.settings.objective == "excite" else -goal)
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..denoise.composition import Composition
 from ..denoise.confined import Confined
-from ..denoise.executor import Evaluation, Executor
+from ..denoise.executor import Evaluation, Executor, Halves
 from ..denoise.loop import Stage, StepScheduler, guided
 from ..errors import MethodError
 from ..layout.instances import Instances
@@ -97,6 +97,9 @@ class CLoRAStage(Stage):
         self.names = [concept.name for concept in composition.concepts]
         self.guidance = composition.scene.guidance_scale
         self.executor, self.settings = executor, settings
+        self.halves: Halves = settings.does("halves")  # type: ignore[assignment]
+        if executor.halves == "conditional":
+            self.halves = "conditional"
         self.faithful = settings.variant == "faithful"
         self.groups = concept_groups(self.passes, self.names, self.first_concept)
         nouns = [concept.noun for concept in composition.concepts]
@@ -120,7 +123,7 @@ class CLoRAStage(Stage):
         updates = self._updates(i)
         for n in range(updates):
             stale = self.settings.does("noise") == "stale" and n == updates - 1
-            at_once = stale and self.settings.does("halves") == "both"
+            at_once = stale and self.halves == self.executor.halves
             if self.settings.unconditional == "shared" or self.executor.mode.limited:
                 at_once = False  # its graph would be of the whole forward pass
             if stale and not at_once:
@@ -131,7 +134,7 @@ class CLoRAStage(Stage):
                 lambda z: self.scheduler.scale(z, t),
                 t,
                 self.loss,
-                halves=self.settings.does("halves"),  # type: ignore[arg-type]
+                halves=self.halves,
                 mode=self.settings.gradient,
                 noise=at_once,
             )
@@ -154,7 +157,7 @@ class CLoRAStage(Stage):
         maps = maps.to(torch.promote_types(maps.dtype, torch.float32))  # half is too coarse here
         maps = maps.mean(2)  # over the halves that were evaluated
         alike = [k for group in self.instances.groups for k in group]
-        labels = torch.tensor([label for *_, label in self.groups] + alike, device=maps.device)
+        labels = [label for *_, label in self.groups] + alike
         losses = []
         for b, own in enumerate(maps):
             embeddings = normalized(torch.stack([own[k, :, token] for k, token, _ in self.groups]))
@@ -188,14 +191,14 @@ class CLoRAStage(Stage):
                 self._masks = self._joining(out, latents, i)
             noise = None if out.noise is None else fused(out.noise, self._masks)
         assert noise is not None
-        self.trace.masks.append(self._masks[:, self.first_concept :].float().cpu())
+        self.trace.masks.append(self._masks[:, self.first_concept :].float())
         return guided(noise, self.guidance)
 
     def _evaluate(self, latents: Tensor, t: Tensor) -> Evaluation:
+        shared = self.settings.unconditional == "shared" and self.executor.halves == "both"
         return self.executor.evaluate(
-            self.passes, self.scheduler.scale(latents, t), t,
-            halves="both" if self.settings.unconditional == "own" else "shared",
-        )  # fmt: skip
+            self.passes, self.scheduler.scale(latents, t), t, halves="shared" if shared else None
+        )
 
     def _joining(self, out: Evaluation, latents: Tensor, i: int) -> Float[Tensor, "B P H W"]:
         """The masks by which the passes are joined at step i, at the latents' size."""
@@ -210,14 +213,14 @@ class CLoRAStage(Stage):
         assert out.maps is not None
         self.size = self.executor.backbone.map_size(latents)
         settings, memory = self.settings, self._memory
-        both = settings.does("halves") == "both"
+        both = self.halves == "both"
         now = self._own_words(out.maps.mean(2) if both else out.maps[:, :, -1])
         if memory is not None and settings.mask_memory:
             now = settings.mask_memory * memory + (1 - settings.mask_memory) * now
         self._memory = now
         pictures = [self._claims(b, own) for b, own in enumerate(now)]
         found, strong = (torch.stack(kind) for kind in zip(*pictures))
-        self.trace.maps.append(strong.float().cpu())
+        self.trace.maps.append(strong.float())
         averaged = settings.does("overlaps") == "averaged"
         owned = found if averaged else exclusive(found, strong)
         if settings.base_pass:

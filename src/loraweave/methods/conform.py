@@ -74,16 +74,15 @@ class ConformStage(GuidedMergeStage):
 
     def loss(self, maps: Float[Tensor, "B L T"]) -> Float[Tensor, " B"]:
         words = maps[..., self.tokens].transpose(1, 2)  # (B, W, L)
-        self.now, labels = words.detach(), torch.tensor(self.labels, device=maps.device)
-        values = []
+        self.now, values = words.detach(), []
         for b, own in enumerate(words):
-            embeddings, of = own, labels
+            embeddings, labels = own, self.labels
             if self.before is not None:
                 embeddings = torch.cat([embeddings, self.before[b]])
-                of = torch.cat([labels, labels])
-            values.append(info_nce(embeddings, of, self.settings.temperature))
+                labels = [*labels, *labels]
+            values.append(info_nce(embeddings, labels, self.settings.temperature))
         return torch.stack(values)
 
-    def unfinished(self, i: int, n: int, losses: Float[Tensor, " B"]) -> Tensor:
+    def unfinished(self, i: int, n: int, losses: Float[Tensor, " B"]) -> Tensor | None:
         more = i in self.settings.refinement_steps and n < self.settings.refinements
-        return torch.full_like(losses, more, dtype=torch.bool)
+        return torch.ones_like(losses, dtype=torch.bool) if more else None

@@ -3,9 +3,12 @@
 `E` embeddings, `L` positions.
 """
 
+from collections.abc import Sequence
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from ..denoise.composition import Pass
@@ -28,7 +31,7 @@ def concept_groups(
 
 
 def info_nce(
-    embeddings: Float[Tensor, "E L"], labels: Int[Tensor, " E"], temperature: float
+    embeddings: Float[Tensor, "E L"], labels: Sequence[int], temperature: float
 ) -> Float[Tensor, ""]:
     """Mean over ordered positive pairs of -log(e^(s_ap/tau) / (e^(s_ap/tau) + sum_n e^(s_an/tau))).
 
@@ -37,10 +40,21 @@ def info_nce(
     """
     unit = F.normalize(embeddings, dim=1)
     scores = unit @ unit.T / temperature  # (E, E)
-    same = labels[:, None] == labels[None, :]
-    positive = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-    if not positive.any() or same.all():
+    same, anchors, positives = _pairs(tuple(labels), embeddings.device)
+    if not len(anchors) or len(set(labels)) < 2:
         return (scores * 0).sum()
     negatives = scores.masked_fill(same, -torch.inf).logsumexp(1, keepdim=True)  # (E, 1)
     terms = torch.logaddexp(scores, negatives) - scores
-    return terms[positive].mean()
+    return terms[anchors, positives].mean()
+
+
+@lru_cache(maxsize=8)
+def _pairs(labels: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Which embeddings share a label, (E, E), and the ordered pairs that do.
+
+    Found once on the host: on a GPU every look at such a matrix would wait for all work before.
+    """
+    own = torch.tensor(labels)
+    same = own[:, None] == own[None, :]
+    anchors, positives = (same & ~torch.eye(len(own), dtype=torch.bool)).nonzero().T
+    return same.to(device), anchors.to(device), positives.to(device)

@@ -67,8 +67,9 @@ class GuidedMergeStage(MergeStage):
         """Of each picture, from maps as `words_of` makes them."""
         raise NotImplementedError
 
-    def unfinished(self, i: int, n: int, losses: Float[Tensor, " B"]) -> Tensor:
-        """Which pictures are refined once more at step i after n refinements, (B,) booleans.
+    def unfinished(self, i: int, n: int, losses: Float[Tensor, " B"]) -> Tensor | None:
+        """Which pictures are refined once more at step i after n refinements, (B,) booleans; None
+        for none of them, whatever their losses are.
 
         `losses` are those that the refinement before looked at, as in the authors' code, which so
         moves once more after the goal is reached.
@@ -83,9 +84,9 @@ class GuidedMergeStage(MergeStage):
         while True:
             losses, gradient = self._gradient(latents, t)
             self.trace.losses.append((i, losses))
-            moving = moving & self.unfinished(i, n, losses if former is None else former)
+            more = self.unfinished(i, n, losses if former is None else former)
             former = losses
-            if not moving.any():
+            if more is None or not (moving := moving & more).any():
                 return latents - self._step(latents, gradient, i)  # the step's own update
             latents = torch.where(
                 moving.view(-1, 1, 1, 1), latents - self._step(latents, gradient, i), latents

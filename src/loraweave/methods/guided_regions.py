@@ -82,14 +82,14 @@ class GuidedRegionsStage(Stage):
             )  # fmt: skip
         assert out.noise is not None
         assert out.maps is not None
-        own = joined(self.masks[0, 1:].float().cpu(), self.whose)
+        own = joined(self.masks[0, 1:].float(), self.whose)
         self.trace.masks.append(own.expand(len(latents), *own.shape))
         size = self.executor.backbone.map_size(latents)
         self.trace.maps.append(torch.stack([
             joined(torch.stack([concept_strength(m) for m in self._of_words(maps, size)]),
                    self.whose)
             for maps in out.maps[:, :, -1]
-        ]).float().cpu())  # fmt: skip
+        ]).float())  # fmt: skip
         return guided(out.noise[:, 0], self.guidance)
 
     def looked_at(self, latents: Tensor, t: Tensor) -> list[list[Float[Tensor, "W h w"]]]:

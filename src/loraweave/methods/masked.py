@@ -114,7 +114,7 @@ class MaskedStage(Stage):
     def predict(self, latents: Tensor, i: int, t: Tensor) -> Float[Tensor, "B C h w"]:
         out = self.confined.evaluate(self.masks, self.scheduler.scale(latents, t), t)
         assert out.noise is not None
-        own = self.masks[0, 1:].float().cpu()
+        own = self.masks[0, 1:].float()
         self.trace.masks.append(own.expand(len(latents), *own.shape))
         return guided(out.noise[:, 0], self.guidance)
 

@@ -97,5 +97,5 @@ class MergeStage(Stage):
         assert out.maps is not None
         if self._words:
             size = self.executor.backbone.map_size(latents)
-            self.trace.maps.append(strengths(out.maps[:, 0, -1], self._words, size).float().cpu())
+            self.trace.maps.append(strengths(out.maps[:, 0, -1], self._words, size).float())
         return guided(out.noise[:, 0], self.guidance)

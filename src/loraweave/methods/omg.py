@@ -151,7 +151,7 @@ class ConceptStage(Stage):
         size = self.executor.backbone.map_size(latents)
         own = out._replace(maps=out.maps[:, 1:])
         self.trace.maps.append(own_strengths(own, passes[1:], self.names, size))
-        self.trace.masks.append(self.masks[:, 1:].float().cpu())
+        self.trace.masks.append(self.masks[:, 1:].float())
         return guided(fused(out.noise, self.masks), self.layout.guidance)
 
 

@@ -38,4 +38,4 @@ def own_strengths(
         strengths(out.maps[:, k, -1], [one.words.of(name)], size)
         for k, (one, name) in enumerate(zip(passes, names))
     ]
-    return torch.cat(found, 1).float().cpu()
+    return torch.cat(found, 1).float()

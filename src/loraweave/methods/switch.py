@@ -73,5 +73,5 @@ class SwitchStage(Stage):
         assert out.maps is not None
         words = [one.words.of(name) for name in self.names]
         size = self.executor.backbone.map_size(latents)
-        self.trace.maps.append(strengths(out.maps[:, 0, -1], words, size).float().cpu())
+        self.trace.maps.append(strengths(out.maps[:, 0, -1], words, size).float())
         return guided(out.noise[:, 0], self.guidance)

@@ -244,7 +244,7 @@ class WeaveStage(Stage):
         assert out.noise is not None
         if looking:
             self._seen.append(self._own_nouns(out, self.executor.backbone.map_size(latents)))
-        self.trace.masks.append(self.places.float().cpu())
+        self.trace.masks.append(self.places.float())
         return guided(out.noise[:, 0], self.guidance)
 
     def _own_nouns(self, out: Evaluation, size: tuple[int, int]) -> Float[Tensor, "B N h w"]:
@@ -254,7 +254,7 @@ class WeaveStage(Stage):
         return torch.cat([
             strengths(maps[:, k], [self.early.owners[k].words.nouns[concept.name]], size)
             for k, concept in enumerate(self.concepts, 1)
-        ], 1).cpu()  # fmt: skip
+        ], 1)  # fmt: skip
 
     def _mixture(self, context: float) -> Float[Tensor, "B K H W"]:
         """Shares of the background, of each concept's sentence, and of each one's words alone."""
