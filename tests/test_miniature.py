@@ -203,5 +203,7 @@ def test_recipe_runs_from_nothing_and_resumes(tmp_path):
     again = train_miniature(tmp_path, size="trial")
     assert again == result
     assert before == (made / "base/unet/diffusion_pytorch_model.safetensors").read_bytes()
-    with pytest.raises(TrainingError, match="small"):
-        train_miniature(tmp_path, size="huge")
+    assert train_miniature(tmp_path, size="trial", until="base")["folder"] == str(tmp_path)
+    for wrong, message in (({"size": "huge"}, "small"), ({"until": "bas"}, "vae, base, loras")):
+        with pytest.raises(TrainingError, match=message):
+            train_miniature(tmp_path, **{"size": "trial", **wrong})

@@ -1,6 +1,7 @@
 """The recipe's parts: what is trained on, and what the losses reward."""
 
 import copy
+import json
 import random
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch import nn
 
 from loraweave.backbone.conditions import check_fits
 from loraweave.backbone.sites import reading_sites
@@ -29,7 +31,7 @@ from loraweave.miniature.recipe.grounding import PlainRecordingProcessor, ground
 from loraweave.miniature.recipe.judge import coded, scene_pool, training_scene, worn
 from loraweave.miniature.recipe.loras import ED_CONCEPTS, PICTURES, RANK, plans, write_examples
 from loraweave.miniature.recipe.pool import build_pool
-from loraweave.miniature.recipe.run import Run
+from loraweave.miniature.recipe.run import Fit, Run
 from loraweave.miniature.recipe.sketch import train_adapter
 from loraweave.miniature.recipe.style import styled_scene, train_style_reader
 from loraweave.miniature.recipe.tokenizer import train_tokenizer
@@ -380,3 +382,18 @@ def test_encoders_for_scores_are_read_like_the_large_ones(tmp_path):
     again = train_dino(run, FIRST_WORLD, 2, side=32, batch=4)  # finished: read from its checkpoint
     for name, value in dino.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
+
+
+def test_a_training_goes_on_from_its_weights_alone(tmp_path, capsys):
+    run, model = Run(tmp_path), nn.Linear(2, 2)
+    how = {"rate": 0.1, "average": 0.5, "weight_decay": 0.0}
+    fit = Fit(run, "m", model, steps=50, **how)
+    for step in fit.steps():
+        fit.update(step, model(torch.ones(1, 2)).square().sum())
+    assert json.loads(capsys.readouterr().err)["step"] == 50, "said where there is no bar"
+    (tmp_path / "m.pt").unlink()
+    again = Fit(run, "m", nn.Linear(2, 2), steps=60, **how)
+    assert again.first == 50
+    for found, expected in zip(again.model.state_dict().values(), fit.average.values.values()):
+        torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+    assert [step.number for step in again.steps()] == list(range(50, 60))

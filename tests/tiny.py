@@ -1,6 +1,7 @@
 """A real Stable Diffusion pipeline of tiny size with random weights, and LoRA files for it."""
 
 import json
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -9,7 +10,6 @@ from tempfile import TemporaryDirectory
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -31,19 +31,23 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "
 
 @lru_cache
 def _vocabulary() -> tuple[dict[str, int], list[str]]:
-    """Vocabulary and merges of a byte-pair encoding with CLIP's special tokens."""
-    tokenizer = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<|startoftext|>", "<|endoftext|>"],
-        end_of_word_suffix="</w>",
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(CORPUS * 5, trainer)
-    saved = json.loads(tokenizer.to_str())["model"]
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in saved["merges"]]
-    return saved["vocab"], merges
+    """Vocabulary and merges of a byte-pair encoding with CLIP's special tokens.
+
+    Each word of the corpus is one token, merged from the left. (Training by `tokenizers` breaks
+    ties at random, so every process would have other tokens.)
+    """
+    signs = sorted({sign for line in CORPUS for sign in line if sign != " "})
+    tokens = ["<|startoftext|>", "<|endoftext|>", *signs, *(f"{sign}</w>" for sign in signs)]
+    merges = []
+    words = re.findall("[a-z]+", " ".join(CORPUS[:-1]))
+    for word in sorted(words, key=len, reverse=True):  # a long one may begin as a short one
+        whole, *rest = [*word[:-1], f"{word[-1]}</w>"]
+        for part in rest:
+            merges.append(f"{whole} {part}")
+            whole += part
+            tokens.append(whole)
+    known = dict.fromkeys(tokens)
+    return {token: number for number, token in enumerate(known)}, list(dict.fromkeys(merges))
 
 
 def tiny_tokenizer() -> CLIPTokenizer:

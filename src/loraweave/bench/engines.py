@@ -93,19 +93,19 @@ class Worker:
         cost = {**judged.cost, "threads": torch.get_num_threads()}
         result: dict[str, Any] = {
             "job": job.description(), "cost": cost, **drawer.measures,
-            "made": {**versions(), **_machine(job.device)},
+            "made": made_by(job.device),
             **{key: value for key, value in asdict(judged.findings).items() if value is not None},
         }  # fmt: skip
         return Finished(job, result, pictures=judged.files() if self.keep else ())
 
 
 @cache
-def _machine(device: str) -> dict[str, str]:
-    """What draws, in words."""
-    cores = f"{platform.machine()}, {os.cpu_count()} cores"
+def made_by(device: str) -> dict[str, str]:
+    """Versions of the libraries, and what draws, in words."""
+    machine = f"{platform.machine()}, {os.cpu_count()} cores"
     if torch.device(device).type == "cuda":
-        return {"machine": f"{torch.cuda.get_device_name(device)}; {cores}"}
-    return {"machine": cores}
+        machine = f"{torch.cuda.get_device_name(device)}; {machine}"
+    return {**versions(), "machine": machine}
 
 
 def here(jobs: Sequence[AnyJob], *how: bool) -> Generator[Finished]:

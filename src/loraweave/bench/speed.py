@@ -25,6 +25,7 @@ from ..memory.measured import peak_memory
 from ..methods import METHODS
 from ..progress import track
 from .bases import NOUNS, BaseName, speed_base, speed_loras, speed_prompt
+from .engines import made_by
 from .flops import CallCosts, work_of
 from .naive import naive_picture
 from .profile import slowest
@@ -225,7 +226,7 @@ def counted(plan: Plan, progress: bool = False) -> list[dict[str, Any]]:
                 )
             flops, calls = costs.picture(work, texts), sum(work.values())
         cases.append(_Case(method, count, steps, flops=flops, calls=calls))
-    drawn_by = ("device", "dtype", "threads")
+    drawn_by = ("device", "dtype", "threads", "made")
     return [_row(plan, case, cases, 0.0) | dict.fromkeys(drawn_by) for case in cases]
 
 
@@ -325,7 +326,7 @@ def _row(plan: Plan, case: _Case, cases: Sequence[_Case], weights: float) -> dic
         "base": plan.base, "device": plan.device, "dtype": plan.dtype,
         "size": f"{plan.size[0]}x{plan.size[1]}", "steps": case.steps, "rank": plan.rank,
         "pass_batch": plan.pass_batch, "repetitions": len(case.seconds),
-        "threads": torch.get_num_threads(),
+        "threads": torch.get_num_threads(), "made": made_by(plan.device),
     }  # fmt: skip
 
 

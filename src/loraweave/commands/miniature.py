@@ -76,6 +76,10 @@ def train(
     workers: Annotated[
         int, typer.Option(min=0, help="Processes that draw ahead what a GPU learns from.")
     ] = 0,
+    until: Annotated[
+        str,
+        typer.Option(help="The last stage: vae, base, loras, sketch, decoder, judge or all."),
+    ] = "all",
     as_json: options.AsJson = False,
 ) -> None:
     """Train the miniature, its LoRAs and its judge anew; an interrupted run goes on."""
@@ -85,7 +89,7 @@ def train(
 
     where = device or default_device()
     check_device(where)
-    report = train_miniature(folder, size=size, device=where, workers=workers)
+    report = train_miniature(folder, size=size, device=where, workers=workers, until=until)
     typer.echo(json.dumps(report) if as_json else report["folder"])
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ..errors import SceneError
+from ..precision import DType
 from . import options
 from .bench_options import Settings, names_of, settings_of
 from .job import check_device
@@ -29,27 +30,47 @@ def speed(
     methods: Annotated[
         str, typer.Option(help="Names with commas; naive is CLoRA in the plain way.")
     ] = "merge,clora,naive,weave",
-    loras: Annotated[str, typer.Option(help="Numbers of LoRAs, with commas.")] = "1,2,4,8",
+    loras: Annotated[
+        str | None,
+        typer.Option(
+            help="Numbers of LoRAs, with commas.",
+            show_default="1,2,4,8; 2,8 of sd15-random on a CPU",
+        ),
+    ] = None,
     rank: Annotated[int, typer.Option(min=1, max=128, help="Of each LoRA.")] = 8,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    dtype: options.Precision = "float32",
+    dtype: Annotated[
+        DType | None,
+        typer.Option(help="Arithmetic.", show_default="float32; bfloat16 of sd15-random on cuda"),
+    ] = None,
     size: Annotated[
         str | None,
         typer.Option(
-            metavar="WxH", help="In pixels.", show_default="128x128, or 512x512 (256x256 on a CPU)"
+            metavar="WxH", help="In pixels.",
+            show_default="128x128; of sd15-random 512x512, on a CPU 256x256, or 192x192 for many "
+            "graphs at once",
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps.")] = 50,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=1000, help="Denoising steps.", show_default="50; 10 of sd15-random on a CPU"
+        ),
+    ] = None,
     guided_steps: Annotated[
         int | None,
         typer.Option(
-            min=1, max=1000, show_default="as the others",
+            min=1, max=1000, show_default="as the others; 2 of sd15-random on a CPU",
             help="Of clora and naive; under 50 there is one step with updates.",
         ),
     ] = None,
     updates: Annotated[
-        int, typer.Option(min=0, max=100, help="Extra updates of clora and naive.")
-    ] = 20,
+        int | None,
+        typer.Option(
+            min=0, max=100, help="Extra updates of clora and naive.",
+            show_default="20; 1 of sd15-random on a CPU",
+        ),
+    ] = None,
     repetitions: Annotated[int, typer.Option(min=1, max=100, help="Timed runs of each.")] = 3,
     settings: Settings = None,
     pass_batch: Annotated[
@@ -74,7 +95,7 @@ def speed(
     All in one process and one run, taking turns. `--flops-only` counts the operations of whole
     pictures on any machine, without values.
     """
-    from ..bench.speed import Plan, counted, measure
+    from ..bench.speed import GUIDED, Plan, counted, measure
     from ..files import write_atomically
     from .report import show_table
 
@@ -87,13 +108,20 @@ def speed(
     if not flops_only:
         check_device(device)
     names = tuple(names_of(methods))
-    usual = (128, 128) if base == "miniature" else (256, 256)
-    if base != "miniature" and (flops_only or device.startswith("cuda")):
-        usual = (512, 512)
+    large = base != "miniature"
+    # What half an hour of two cores is enough for.
+    short = large and not flops_only and not device.startswith("cuda")
+    counts = _numbers(loras or ("2,8" if short else "1,2,4,8"))
+    usual = 512 if large else 128
+    if short:  # all graphs of eight LoRAs do not fit into 24 GB at 256
+        usual = 192 if max(counts) > 4 and set(names) & set(GUIDED) else 256
     plan = Plan(
-        base=base, device=device, dtype=dtype, size=_size(size) if size else usual, methods=names,
-        counts=_numbers(loras), rank=rank, steps=steps, guided_steps=guided_steps or steps,
-        updates=updates, repetitions=repetitions, pass_batch=pass_batch, profile=profile,
+        base=base, device=device, size=_size(size) if size else (usual, usual), methods=names,
+        dtype=dtype or ("bfloat16" if large and device.startswith("cuda") else "float32"),
+        counts=counts, rank=rank, steps=steps or (10 if short else 50),
+        guided_steps=guided_steps or steps or (2 if short else 50),
+        updates=(1 if short else 20) if updates is None else updates,
+        repetitions=repetitions, pass_batch=pass_batch, profile=profile,
         settings=settings_of([n for n in names if n not in ("naive", "plain")], settings),
     )  # fmt: skip
     rows = counted(plan, progress=True) if flops_only else measure(plan, progress=True)
@@ -104,7 +132,8 @@ def speed(
         typer.echo(text)
         return
     headings, lines = table_of(rows)
-    title = f"{plan.size[0]}x{plan.size[1]}, {base}, {dtype}, {'counted' if flops_only else device}"
+    how = "counted" if flops_only else f"{device}, {plan.dtype}"
+    title = f"{plan.size[0]}x{plan.size[1]}, {base}, {how}"
     show_table(headings, *lines, title=title)
     if profile:
         headings, lines = slowest_of(rows)

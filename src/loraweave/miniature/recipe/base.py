@@ -167,9 +167,8 @@ def train_base(
             loss = (error * weight).mean() + grounding * grounded
             fit.update(step, loss)
             step.figures |= {
-                "loss": (error.detach() * weight).mean().item(),
-                "mse": error.detach().mean().item(),
-                "grounding": grounded.item(), "share": share.item(),
+                "loss": (error.detach() * weight).mean(), "mse": error.detach().mean(),
+                "grounding": grounded.detach(), "share": share.detach(),
             }  # fmt: skip
     fit.finish()
     return assemble(tokenizer, text_encoder, unet, vae)

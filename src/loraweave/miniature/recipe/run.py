@@ -7,20 +7,23 @@ by other processes before it is that step's turn.
 
 import json
 import shutil
+import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ...progress import track
 
+SECONDS_BETWEEN_CHECKPOINTS = 60
 T = TypeVar("T")
 Moved = TypeVar("Moved", bound=Tensor | nn.Module)
 
@@ -88,8 +91,11 @@ class Run:
     def log(self, stage: str, **figures: Any) -> None:
         """Append one line of figures to the log."""
         rounded = {k: round(v, 5) if isinstance(v, float) else v for k, v in figures.items()}
+        line = json.dumps({"stage": stage, **rounded})
         with (self.folder / "log.jsonl").open("a") as file:
-            file.write(json.dumps({"stage": stage, **rounded}) + "\n")
+            file.write(f"{line}\n")
+        if not sys.stderr.isatty():  # where there is no progress bar
+            print(line, file=sys.stderr, flush=True)
 
     def save(self, stage: str, state: dict[str, Any]) -> None:
         """Write a checkpoint; a crash while writing leaves the previous one."""
@@ -102,6 +108,24 @@ class Run:
         path = self.folder / f"{stage}.pt"
         return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
 
+    def save_light(self, stage: str, step: int, weights: Mapping[str, Tensor]) -> None:
+        """Write a model's weights in half precision: a fraction of a checkpoint, to be taken to
+        another machine."""
+        half = {key: value.half() if value.is_floating_point() else value
+                for key, value in weights.items()}  # fmt: skip
+        plain = {key: value.cpu().contiguous() for key, value in half.items()}
+        save_tensors(plain, self.folder / f"{stage}.light.safetensors", {"step": str(step)})
+
+    def load_light(self, stage: str) -> tuple[int, dict[str, Tensor]] | None:
+        """What `save_light` wrote, the step and the weights in full precision."""
+        path = self.folder / f"{stage}.light.safetensors"
+        if not path.exists():
+            return None
+        with safe_open(path, "pt") as file:
+            step = int(file.metadata()["step"])
+        found = load_file(path)
+        return step, {k: v.float() if v.is_floating_point() else v for k, v in found.items()}
+
     def generator(
         self, stage: str, step: int, device: str | torch.device = "cpu"
     ) -> torch.Generator:
@@ -112,22 +136,25 @@ class Run:
     def steps(self, stage: str, first: int, total: int, every: int = 50) -> Iterator["Step"]:
         """Count steps from `first` to `total`, with a progress bar and the figures logged."""
         clock = time.monotonic()
-        sums: dict[str, float] = {}
+        sums: dict[str, float | Tensor] = {}
         for number in track(range(first, total), f"miniature: {stage}", total=total - first):
             step = Step(number)
             yield step
             for key, value in step.figures.items():
                 sums[key] = sums.get(key, 0.0) + value / every
             if (number + 1) % every == 0:
+                figures = {key: float(value) for key, value in sums.items()}
                 seconds = time.monotonic() - clock
-                self.log(stage, step=number + 1, seconds=seconds, **sums)
+                self.log(stage, step=number + 1, seconds=seconds, **figures)
                 sums, clock = {}, time.monotonic()
 
 
-def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+def save_tensors(
+    tensors: dict[str, Tensor], path: Path, texts: dict[str, str] | None = None
+) -> None:
     """Write a safetensors file; a crash while writing leaves none, or the previous one."""
     temporary = path.with_name(f"{path.name}.tmp")
-    save_file(tensors, temporary)
+    save_file(tensors, temporary, texts)
     temporary.replace(path)
 
 
@@ -157,11 +184,15 @@ def _as_it_is(made: T) -> T:
 
 
 class Step:
-    """One step of a stage; figures put into it are averaged into the log."""
+    """One step of a stage; figures put into it are averaged into the log.
+
+    They may be tensors, which are looked at when the log is written: a GPU need not be waited for
+    in every step.
+    """
 
     def __init__(self, number: int):
         self.number = number
-        self.figures: dict[str, float] = {}
+        self.figures: dict[str, float | Tensor] = {}
 
 
 class Average:
@@ -193,6 +224,9 @@ def ramp(step: int, total: int, warmup: int = 100, flat: float = 0.5) -> float:
 class Fit:
     """A model in training: its optimiser, averaged weights, learning rate and checkpoints.
 
+    Beside a checkpoint lie the averaged weights alone (`Run.save_light`). Where only they are, the
+    training goes on from them with a new optimiser.
+
     Args:
         run: where checkpoints go.
         stage: their name.
@@ -222,6 +256,11 @@ class Fit:
             model.load_state_dict(state["model"])
             self.average.values = {k: run.there(v) for k, v in state["average"].items()}
             self.optimizer.load_state_dict(state["optimizer"])
+        elif light := run.load_light(stage):
+            self.first, weights = light
+            model.load_state_dict(weights)
+            self.average.values = {k: run.there(v) for k, v in weights.items()}
+        self._saved = time.monotonic()
 
     def steps(self) -> Iterator[Step]:
         """The steps that are left."""
@@ -239,15 +278,17 @@ class Fit:
             group["lr"] = self.rate * ramp(i, self.total)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        step.figures["norm"] = norm.item()
+        step.figures["norm"] = norm.detach()
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.average.update(self.model, i)
-        if (i + 1) % 200 == 0 or i + 1 == self.total:
+        if i + 1 == self.total or time.monotonic() - self._saved > SECONDS_BETWEEN_CHECKPOINTS:
             self.run.save(self.stage, {
                 "step": i + 1, "model": self.model.state_dict(), "average": self.average.values,
                 "optimizer": self.optimizer.state_dict(),
             })  # fmt: skip
+            self.run.save_light(self.stage, i + 1, self.average.values)
+            self._saved = time.monotonic()
 
     def finish(self) -> None:
         """Give the model its averaged weights."""

@@ -132,9 +132,14 @@ SIZES = {
 works."""
 
 
+STAGES = ("vae", "base", "loras", "sketch", "decoder", "judge", "all")
+"""Where a run may end, in their order."""
+
+
 def train_miniature(
-    folder: str | Path, size: str = "small", seed: int = 0, device: str = "cpu", workers: int = 0
-) -> dict[str, str]:
+    folder: str | Path, size: str = "small", seed: int = 0, device: str = "cpu", workers: int = 0,
+    until: str = "all",
+) -> dict[str, str]:  # fmt: skip
     """Train tokenizer, autoencoder, base, LoRAs and judge into `folder`; resumes what is there.
 
     Args:
@@ -144,13 +149,17 @@ def train_miniature(
         seed: of everything random.
         device: that trains and draws; the judge works on the processor.
         workers: processes that draw ahead what a GPU learns from; see `Run`.
+        until: the last of `STAGES` that is trained; a machine may be lent for less than all.
 
     Returns:
-        The result's folder and the size.
+        The result's folder (that of the run, if it ends before) and the size.
 
     Raises:
-        TrainingError: no such size.
+        TrainingError: no such size or stage.
     """
+    if until not in STAGES:
+        raise TrainingError(f"no stage {until!r}; there are: {', '.join(STAGES)}")
+    so_far = {"folder": str(folder), "size": size}
     if size not in SIZES:
         raise TrainingError(f"no size {size!r}; there are: {', '.join(SIZES)}")
     recipe, run = SIZES[size], Run(Path(folder), seed, device, workers)
@@ -165,16 +174,28 @@ def train_miniature(
         vae = _autoencoder(leg, part, recipe.pixels, vae)
         if part is recipe.parts[-1]:
             make_sure(vae)
+            if until == "vae":
+                return so_far
         pipe = _base(leg, part, recipe, tokenizer, vae, pipe)
     assert vae is not None
     assert pipe is not None
+    if until == "base":
+        return so_far
     loras = train_loras(pipe, run.folder, recipe.lora_steps, recipe.loras, recipe.pixels)
+    if until == "loras":
+        return so_far
     last = recipe.parts[-1]
     pool = build_pool(leg, vae, last.world, recipe.pixels, last.pool)
     adapter = train_adapter(run, pipe, pool, recipe.pixels, recipe.sketch_steps)
+    if until == "sketch":
+        return so_far
     world = replace(last.world, mirrored=0.5)
     pipe.vae = train_decoder(run, pipe.vae, world, recipe.pixels, recipe.decoder_steps)
+    if until == "decoder":
+        return so_far
     judge, finder = _judge(run, recipe, vae, pipe)
+    if until == "judge":
+        return so_far
     judge = calibrated(run, judge, alone_pictures(run, pipe, loras, recipe.alone))
     reader = train_style_reader(
         run, vae, recipe.style_steps, recipe.style_scenes, side=recipe.pixels
