@@ -76,7 +76,9 @@ class CallCosts:
                 executing(composed) as executor,
                 torch.set_grad_enabled(kind.differentiated),
             ):
-                self.known[kind] = self._counted(kind, composed, executor)
+                first, later = self._counted(kind, composed, executor)
+                self.known[kind._replace(fresh=True)] = first
+                self.known[kind._replace(fresh=False)] = later
         return self.known[kind]
 
     def plain(self, steps: int) -> int:
@@ -86,11 +88,14 @@ class CallCosts:
 
     def naive(self, loras: Sequence[str], updates: Sequence[int]) -> int:
         """A picture by `naive_picture`."""
-        total, still = self.decoding(), sum(not count for count in updates)
-        for own in ([], *([name] for name in loras)):
-            total += self.text(own) + still * self._stock(own, Recording())
-            total += sum(updates) * self._stock(own, Recording(), differentiated=True)
-        return total
+        still = sum(not count for count in updates)
+
+        def one_pass(own: list[str]) -> int:
+            moving = sum(updates) * self._stock(own, Recording(), differentiated=True)
+            return self.text(own) + still * self._stock(own, Recording()) + moving
+
+        # All LoRAs have the same shapes.
+        return self.decoding() + one_pass([]) + len(loras) * one_pass(list(loras[:1]))
 
     def _stock(
         self, names: Sequence[str], recorder: Recording | None = None, differentiated: bool = False
@@ -135,7 +140,8 @@ class CallCosts:
         config = self.pipe.text_encoder.config
         return torch.zeros(2, config.max_position_embeddings, config.hidden_size, device="meta")
 
-    def _counted(self, kind: Work, composed: Composition, executor: Executor) -> int:
+    def _counted(self, kind: Work, composed: Composition, executor: Executor) -> tuple[int, int]:
+        """Of the first such call, which reads the texts, and of a later one."""
         passes = [
             Pass("", tuple((self.adapters[name], 1.0) for name in own), Words({}, {}),
                  self._states())
@@ -155,15 +161,16 @@ class CallCosts:
             evaluate = lambda: executor.evaluate(  # noqa: E731
                 passes, leaf, STEP, halves="conditional", maps_only=kind.stopped
             )
-        if not kind.fresh:
-            with torch.no_grad():
+        with _fused_attention():
+            with torch.no_grad(), flop_counter() as first:
                 evaluate()
-        with _fused_attention(), flop_counter() as counter:
-            out = evaluate()
-            if kind.differentiated:
-                assert out.maps is not None
-                torch.autograd.grad(out.maps.sum(), leaf)
-        return counter.get_total_flops()
+            with flop_counter() as later:
+                out = evaluate()
+                reading = first.get_total_flops() - later.get_total_flops()
+                if kind.differentiated:
+                    assert out.maps is not None
+                    torch.autograd.grad(out.maps.sum(), leaf)
+        return later.get_total_flops() + reading, later.get_total_flops()
 
 
 @contextmanager
