@@ -15,6 +15,7 @@ from .backbone.compiled import uncompiled
 from .backbone.sd1 import StableDiffusion1
 from .backbone.tokens import joint_embeddings
 from .caveats import caveat, unused_weights
+from .condition import weighed_concepts
 from .conditioning import check_conditions, given_conditions, prepare
 from .denoise.composition import composition
 from .denoise.executor import Executor, MemoryMode, executing
@@ -165,8 +166,8 @@ def compose(
     every_condition = [*scene.conditions, *(given.condition for given in at_hand)]
     every_region = {**scene.regions, **masks_at_hand}
     check_conditions(every_condition, [c.name for c in scene.concepts], every_region)
-    weighed = {name for condition in every_condition for name in condition.regions}
-    if method.regions == "no" and not weighed.issuperset(every_region):
+    weighed = weighed_concepts(every_condition)
+    if method.regions == "no" and not set(weighed).issuperset(every_region):
         raise MethodError(f"{method.name} takes no regions; leave them out")
     if scene.prompts and not method.own_prompts:
         others = ", ".join(name for name, one in METHODS.items() if one.own_prompts)

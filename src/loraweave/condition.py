@@ -1,6 +1,6 @@
 """How a scene speaks of a picture that it is drawn after: a sketch, a pose map."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,11 @@ def made_conditions(given: Any) -> Any:
     return made
 
 
+def weighed_concepts(conditions: Iterable[Condition]) -> list[str]:
+    """The concepts inside whose regions some condition has a weight of its own."""
+    return [name for condition in conditions for name in condition.regions]
+
+
 def check_concepts(conditions: Sequence[Condition], concepts: Sequence[str]) -> None:
     """Raise SceneError for a weight inside the region of something that is no concept.
 
@@ -55,7 +60,7 @@ def check_concepts(conditions: Sequence[Condition], concepts: Sequence[str]) -> 
         conditions: of a scene.
         concepts: their names.
     """
-    for name in (name for condition in conditions for name in condition.regions):
+    for name in weighed_concepts(conditions):
         if name not in concepts:
             raise SceneError(
                 f"a condition has a weight inside the region of {name!r}, which is no concept of "

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from .backbone.conditions import adapter_config, check_fits, load_adapter, read_picture
-from .condition import Condition, check_concepts, made_conditions
+from .condition import Condition, check_concepts, made_conditions, weighed_concepts
 from .denoise.composition import Composition
 from .denoise.conditions import Conditions, Followed, weighted
 from .errors import ModelNotFound, RegionError
@@ -57,7 +57,7 @@ def check_conditions(
         regions: all that were given, by concept.
     """
     check_concepts(conditions, concepts)
-    for name in (name for condition in conditions for name in condition.regions):
+    for name in weighed_concepts(conditions):
         if name not in regions:
             raise RegionError(
                 f"a condition has a weight inside the region of {name!r}, which has no region; "

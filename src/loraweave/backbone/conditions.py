@@ -18,6 +18,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from ..brightness import DEEP
 from ..errors import BaseModelMismatch, ModelNotFound, SceneError
 
 KINDS = ("full_adapter", "light_adapter")
@@ -180,6 +181,6 @@ def _converted(image: Image.Image, name: str, channels: int, size: tuple[int, in
             f"{name} of a condition has {image.width}x{image.height} pixels and the scene "
             f"{size[0]}x{size[1]}; resize it, or set the scene's width and height"
         )
-    if image.mode.startswith(("I", "F")):
+    if image.mode.startswith(DEEP):
         raise SceneError(f"{name} of a condition has the mode {image.mode}; save it with 8 bits")
     return image.convert(MODES[channels])

@@ -7,6 +7,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -24,12 +25,11 @@ class TextLayers:
         keep: whether anything is kept.
     """
 
-    def __init__(self, unet: nn.Module, keep: bool = True):
-        self._sites = [site.module for site in cross_attention_sites(unet)] if keep else []  # type: ignore[arg-type]
+    def __init__(self, unet: UNet2DConditionModel, keep: bool = True):
+        sites = cross_attention_sites(unet) if keep else ()
         self._own = {
-            (site, name): _Remembering(layer)
-            for site in self._sites for name in ("to_k", "to_v")
-            if isinstance(layer := getattr(site, name), nn.Module)
+            (site.module, name): _Remembering(getattr(site.module, name))
+            for site in sites for name in ("to_k", "to_v")
         }  # fmt: skip
         self._known: dict[tuple[Hashable, ...], dict[nn.Module, Tensor]] = {}
 
@@ -44,12 +44,9 @@ class TextLayers:
         Args:
             rows: for each what its keys and values depend on: its text and the adapters on it.
         """
-        key = tuple(rows)
-        while key not in self._known and sum(map(len, [*self._known, key])) > MOST_ROWS:
-            if not self._known:
-                break
-            del self._known[next(iter(self._known))]
-        known = self._known.setdefault(key, {})
+        known = self._known.setdefault(tuple(rows), {})
+        while len(self._known) > 1 and sum(map(len, self._known)) > MOST_ROWS:
+            del self._known[next(iter(self._known))]  # never this one: a new one is the last
         for (site, name), layer in self._own.items():
             layer.known = known
             setattr(site, name, layer)

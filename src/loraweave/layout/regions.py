@@ -16,6 +16,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from ..brightness import DEEP, brightness
 from ..errors import RegionError
 from ..region import Region
 
@@ -166,11 +167,9 @@ def _mask(
 
 
 def _grey(image: Image.Image) -> Float[np.ndarray, "h w"]:
-    """Brightness in [0, 1]; pictures of 16 bits are scaled, which `convert` would cut off."""
-    if image.mode.startswith(("I", "F")):
-        values = np.asarray(image, dtype=np.float32)
-        top = 65535 if values.max(initial=0) > 255 else 255 if values.max(initial=0) > 1 else 1
-        return values.clip(0, None) / top
+    """Brightness in [0, 1]."""
+    if image.mode.startswith(DEEP):
+        return brightness(image, (1, 255, 65535)).astype(np.float32)
     return np.asarray(image.convert("L"), dtype=np.float32) / 255
 
 

@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from loraweave.errors import LoraError
-from loraweave.files import write_atomically
+from loraweave.files import temporary_beside, write_atomically
 from loraweave.lora.adapter import Adapter
 from loraweave.lora.alphas import HEADER_CONFIG
 from loraweave.lora.embeddings import BUNDLED, LAYERED
@@ -251,7 +251,7 @@ def _write_diffusers(
 def _write_peft(
     path: Path, parts: Mapping[str, Part], embeddings: Mapping[str, Tensor], texts: dict[str, str]
 ) -> list[Path]:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(path)
     try:
         for component, part in parts.items():
             folder = temporary / component if len(parts) > 1 else temporary

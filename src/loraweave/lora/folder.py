@@ -58,25 +58,26 @@ def list_loras(folder: str | Path) -> dict[str, list[Path]]:
     names: dict[str, list[Path]] = defaultdict(list)
     for place, folders, files in os.walk(top):
         folder = Path(place)
-        inner = folder != top
-        parts = parts_of(folder) if inner else []
-        parts = parts if any(adapter_in(folder / part) for part in parts) else []
-        adapter = adapter_in(folder) if inner else None
-        found = [folder] if parts or adapter else []
+        adapter, parts = (None, []) if folder == top else _one_lora(folder)
         folders[:] = sorted(n for n in folders if not (n.startswith(".") or n in parts))
-        for file in sorted(files):
-            path = folder / file
-            if file.endswith(_SUFFIX) and not file.startswith(".") and path != adapter:
-                found.append(path)
-        beside = {own for path in found for own in embeddings_beside(
-            adapter or folder / "unet" if path == folder else path, path == folder
-        )}  # fmt: skip
+        shown = (file for file in sorted(files) if not file.startswith("."))
+        found = [folder / file for file in shown if file.endswith(_SUFFIX)]
+        belonging = {one for path in found for one in embeddings_beside(path, False)}
+        if adapter or parts:
+            belonging |= {adapter, *embeddings_beside(adapter or folder / "unet", True)}
+            found = [folder, *found]
         for path in found:
-            if path not in beside:
+            if path not in belonging:
                 way = _way(path, top)
                 for name in {way, way.rpartition("/")[2]}:
                     names[name].append(path)
     return dict(names)
+
+
+def _one_lora(folder: Path) -> tuple[Path | None, list[str]]:
+    """The file, or the folders of the parts, of the one LoRA that a folder is; neither if none."""
+    parts = parts_of(folder)
+    return adapter_in(folder), parts if any(adapter_in(folder / part) for part in parts) else []
 
 
 def _way(path: Path, top: str | Path) -> str:

@@ -10,7 +10,7 @@ A folder's name is taken only if the captions have it too: many are called `10_i
 import json
 from collections.abc import Mapping
 
-from loraweave.prompt import parse_prompt, with_trigger
+from loraweave.prompt import ConceptWords, parse_prompt, with_trigger
 from loraweave.scene import Scene
 
 
@@ -42,7 +42,7 @@ def fill_triggers(
     """
     notes = []
     for concept in scene.parsed.concepts:
-        if concept.trigger or concept.bar:
+        if not _is_open(concept):
             continue
         name, none = concept.name, f"write [|{concept.noun}]({concept.name}) to do without"
         match own_triggers(metadata.get(name, {}), concept.noun):
@@ -50,7 +50,7 @@ def fill_triggers(
                 continue
             case [trigger]:
                 scene = scene.replace(
-                    prompt=with_trigger(scene.parsed, name, trigger),
+                    prompt=_filled(scene.prompt, name, trigger),
                     prompts={k: _filled(text, name, trigger) for k, text in scene.prompts.items()},
                 )
                 notes.append(f"the LoRA {name!r} got the trigger {trigger!r} from its file; {none}")
@@ -62,11 +62,15 @@ def fill_triggers(
     return scene, notes
 
 
-def _filled(own_prompt: str, name: str, trigger: str) -> str:
-    """The prompt of a region with the trigger, where it leaves it open, too."""
-    parsed = parse_prompt(own_prompt)
-    open_ones = [c for c in parsed.concepts if c.name == name and not (c.trigger or c.bar)]
-    return with_trigger(parsed, name, trigger) if open_ones else own_prompt
+def _is_open(words: ConceptWords) -> bool:
+    return not (words.trigger or words.bar)
+
+
+def _filled(prompt: str, name: str, trigger: str) -> str:
+    """A prompt, also that of a region, with the trigger if it leaves it open."""
+    parsed = parse_prompt(prompt)
+    there = any(words.name == name and _is_open(words) for words in parsed.concepts)
+    return with_trigger(parsed, name, trigger) if there else prompt
 
 
 def _without_noun(phrase: str, noun: str) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ..condition import weighed_concepts
 from ..errors import MethodError
 from ..scene import MAX_CONCEPTS
 
@@ -94,7 +95,7 @@ class Method:
     def scene_for(cls, scene: Scene) -> Scene:
         """The scene without what this method does not take: regions (but for those of conditions)
         and their prompts."""
-        weighed = {name for condition in scene.conditions for name in condition.regions}
+        weighed = weighed_concepts(scene.conditions)
         kept = {name: own for name, own in scene.regions.items() if name in weighed}
         return scene.replace(
             regions=kept if cls.regions == "no" else scene.regions,

@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from loraweave.brightness import DEEP, brightness
 from loraweave.errors import TrainingError
 
 Image.init()
@@ -87,10 +88,8 @@ def load_picture(path: Path, width: int, height: int) -> Image.Image:
 
 def _flatten(image: Image.Image) -> Image.Image:
     """RGB, with whatever is transparent on white."""
-    if image.mode.startswith(("I", "F")):  # 16-bit and float grey: conversion would clip, not scale
-        values = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if values.max(initial=0) > 255 else 255.0
-        image = Image.fromarray((values / top * 255).clip(0, 255).astype(np.uint8))
+    if image.mode.startswith(DEEP):
+        image = Image.fromarray((brightness(image, (255, 65535)) * 255).astype(np.uint8))
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

@@ -111,10 +111,11 @@ class Run:
     def save_light(self, stage: str, step: int, weights: Mapping[str, Tensor]) -> None:
         """Write a model's weights in half precision: a fraction of a checkpoint, to be taken to
         another machine."""
-        half = {key: value.half() if value.is_floating_point() else value
-                for key, value in weights.items()}  # fmt: skip
-        plain = {key: value.cpu().contiguous() for key, value in half.items()}
-        save_tensors(plain, self.folder / f"{stage}.light.safetensors", {"step": str(step)})
+        half = {
+            key: (value.half() if value.is_floating_point() else value).cpu().contiguous()
+            for key, value in weights.items()
+        }
+        save_tensors(half, self.folder / f"{stage}.light.safetensors", {"step": str(step)})
 
     def load_light(self, stage: str) -> tuple[int, dict[str, Tensor]] | None:
         """What `save_light` wrote, the step and the weights in full precision."""

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -159,14 +160,19 @@ def train_miniature(
     """
     if until not in STAGES:
         raise TrainingError(f"no stage {until!r}; there are: {', '.join(STAGES)}")
-    so_far = {"folder": str(folder), "size": size}
     if size not in SIZES:
         raise TrainingError(f"no size {size!r}; there are: {', '.join(SIZES)}")
     recipe, run = SIZES[size], Run(Path(folder), seed, device, workers)
     run.log(
         "start", size=size, seed=seed, torch=torch.__version__, device=device, batch=recipe.batch
     )
-    tokenizer = train_tokenizer(seed=seed)
+    made = next(result for stage, result in _stages(recipe, run) if stage == until)
+    return {"folder": str(made), "size": size}
+
+
+def _stages(recipe: Size, run: Run) -> Iterator[tuple[str, Path]]:
+    """Each of `STAGES` when it is done, with the folder of what there is then."""
+    seed, tokenizer = run.seed, train_tokenizer(seed=run.seed)
     vae = pipe = None
     leg = run
     for number, part in enumerate(recipe.parts):
@@ -174,38 +180,32 @@ def train_miniature(
         vae = _autoencoder(leg, part, recipe.pixels, vae)
         if part is recipe.parts[-1]:
             make_sure(vae)
-            if until == "vae":
-                return so_far
+            yield "vae", run.folder
         pipe = _base(leg, part, recipe, tokenizer, vae, pipe)
     assert vae is not None
     assert pipe is not None
-    if until == "base":
-        return so_far
+    yield "base", run.folder
     loras = train_loras(pipe, run.folder, recipe.lora_steps, recipe.loras, recipe.pixels)
-    if until == "loras":
-        return so_far
+    yield "loras", run.folder
     last = recipe.parts[-1]
     pool = build_pool(leg, vae, last.world, recipe.pixels, last.pool)
     adapter = train_adapter(run, pipe, pool, recipe.pixels, recipe.sketch_steps)
-    if until == "sketch":
-        return so_far
+    yield "sketch", run.folder
     world = replace(last.world, mirrored=0.5)
     pipe.vae = train_decoder(run, pipe.vae, world, recipe.pixels, recipe.decoder_steps)
-    if until == "decoder":
-        return so_far
+    yield "decoder", run.folder
     judge, finder = _judge(run, recipe, vae, pipe)
-    if until == "judge":
-        return so_far
+    yield "judge", run.folder
     judge = calibrated(run, judge, alone_pictures(run, pipe, loras, recipe.alone))
     reader = train_style_reader(
         run, vae, recipe.style_steps, recipe.style_scenes, side=recipe.pixels
     )
     clip = train_clip(run, tokenizer, FULL_WORLD, recipe.clip_steps)
     dino = train_dino(run, FULL_WORLD, recipe.dino_steps)
-    weights = collect(
-        run.folder, judge, finder, reader, adapter, pipe, clip, dino, recipe.references
+    yield (
+        "all",
+        collect(run.folder, judge, finder, reader, adapter, pipe, clip, dino, recipe.references),
     )
-    return {"folder": str(weights), "size": size}
 
 
 def _autoencoder(run: Run, part: Part, pixels: int, start: AutoencoderKL | None) -> AutoencoderKL:
