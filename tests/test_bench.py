@@ -106,7 +106,7 @@ def results(tmp_path):
             job.key: {
                 "job": job.description(),
                 "outcomes": dict(zip(job.scene.names, ("right", own))),
-                "cost": {"seconds": 2.0 + n, "calls": 50},
+                "cost": {"seconds": 2.0 + n * n, "calls": 50 + n * n},
                 "places": dict(zip(job.scene.names, (0.5, 0.4))),
                 "likeness": dict(zip(job.scene.names, (0.9, 0.7))),
             }
@@ -136,7 +136,7 @@ def test_rates_by_hand(results):
         0.125, 0.125, 0.125, 0,
     )  # fmt: skip
     assert (row["layout_iou"], row["likeness"]) == (0.45, 0.8)
-    assert row["cost"] == {"seconds": 3.5, "calls": 50}
+    assert row["cost"] == {"seconds": 4.5, "calls": 53.5}, "median and mean"
     assert row["in_place_ci"] == [0.5, 0.5]
     minus = found["boxes2"]["clora"]["minus_merge"]
     assert (minus["success"], minus["right"], minus["in_place"]) == (0.75, 0.375, 0)
@@ -153,7 +153,7 @@ def test_tables_in_three_forms(results):
     assert lines[1].endswith(" | +0 [+0, +0] |")
     (_, line) = csv.DictReader(io.StringIO(reported(results, "--format", "csv")))
     assert (line["suite"], line["method"], line["right"]) == ("boxes2", "merge", "0.625")
-    assert line["cost.seconds"] == "3.5"
+    assert line["cost.seconds"] == "4.5"
     assert line["in_place_ci_low"] == "0.5"
     tex = reported(results, "--format", "latex")
     assert tex.count(r"\\") == 3

@@ -78,7 +78,8 @@ def speed_base(
 def _filled(make: Any, device: str, dtype: torch.dtype, seed: int) -> nn.Module:
     """A model with the values of one random sequence, again and again: quick to make."""
     with torch.device("meta"):
-        model: nn.Module = make().to(dtype)
+        # nn.Module's own: diffusers' logs a warning about an empty list of exceptions.
+        model: nn.Module = nn.Module.to(make(), dtype)
     model.eval().requires_grad_(False)
     if device == "meta":
         return model

@@ -219,6 +219,6 @@ def work_of(
         out = compose(
             pipe, speed_prompt(count), loras=dict(files), method=method, settings=dict(settings),
             generator=torch.Generator().manual_seed(0),
-            num_inference_steps=steps, output_type="latent", progress=False, width=128, height=128,
+            num_inference_steps=steps, output_type="latent", progress=False, width=64, height=64,
         )  # fmt: skip
     return Counter(out.work), out.info["texts"]

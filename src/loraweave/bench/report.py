@@ -33,7 +33,8 @@ def report(jobs: Sequence[Job], folder: Path, against: str | None = None) -> dic
     `extra` is the share of what comes on top of the concepts (a style, a relation) that is right.
     `clip_t`, and `clip_i_min` to `instance_dino_max`, are the papers' scores, the latter over the
     concepts of a picture, of instances over those that were found. `cost` is a mean over the
-    pictures. Differences in the same shares are over the scene-seeds that both methods have.
+    pictures, of the seconds the median. Differences in the same shares are over the scene-seeds
+    that both methods have.
 
     Args:
         jobs: of one suite; those that are not finished are counted as `open`.
