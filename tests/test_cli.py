@@ -373,7 +373,14 @@ class TestReports:
     def test_methods(self):
         text = run("methods").stdout
         assert all(name in text and method.summary in text for name, method in METHODS.items())
-        assert "step_size=20.0" in text
+        for name, method in METHODS.items():
+            own = run("methods", name).stdout
+            assert all(f"{key}=" in own for key in method.Settings.model_fields), name
+            assert method.source in " ".join(own.split())
+        text = run("methods", "clora").stdout
+        assert "refinement_steps=[0, 10, 20]" in text
+        assert "a number above 0 below 1" in text
+        refused("methods", "wave", says=["no method 'wave'"])
 
     def test_methods_as_json(self):
         listed = {one["name"]: one for one in json.loads(run("methods", "--json").stdout)}
@@ -382,6 +389,11 @@ class TestReports:
         keys = {"name", "training", "regions", "extra_models", "any_lora", "calls_per_step"}
         assert all(one.keys() >= keys | {"max_concepts", "refuses"} for one in listed.values())
         assert listed["merge"]["settings"]["rule"] == "sum"
+        assert json.loads(run("methods", "merge", "--json").stdout) == listed["merge"]
+        assert listed["merge"]["described"]["rank"] == {
+            "default": None, "takes": "a whole number from 1 | null",
+            "means": "the result is reduced to this rank by SVD; not reduced if None.",
+        }  # fmt: skip
         assert any("DoRA" in words for words in listed["merge"]["refuses"])
 
     def test_inspect_a_lora(self, lora_files):

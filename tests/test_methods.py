@@ -26,6 +26,7 @@ from loraweave.detect.registry import Entry
 from loraweave.layout.masks import fused, resized
 from loraweave.methods import CLoRA, Merge, get_method
 from loraweave.methods.clora import concept_groups
+from loraweave.methods.described import described
 from loraweave.scene import Scene
 from prepared import PROMPT, composed_on, stage_of
 from tiny import tiny_pipeline
@@ -855,6 +856,9 @@ def test_methods_describe_themselves():
         for text in (method.summary, method.source, method.passes):
             assert text
         assert copy.deepcopy(method().settings) == method().settings
+        told = described(method.Settings)
+        assert {k: one["default"] for k, one in told.items()} == method.capabilities()["settings"]
+        assert all(one["means"] and one["takes"] for one in told.values()), name
 
 
 class Waits(TorchDispatchMode):

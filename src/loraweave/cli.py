@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from .commands import bench, draw, evaluate, lora, miniature, report, schema, train
+from .commands import bench, draw, evaluate, lora, methods, miniature, report, schema, train
 from .errors import LoraWeaveError
 
 INTERRUPTED = 130
@@ -52,7 +52,7 @@ app.command()(draw.generate)
 app.command()(draw.compare)
 app.command()(evaluate.references)
 app.command()(evaluate.evaluate)
-app.command()(report.methods)
+app.command()(methods.methods)
 app.command()(report.inspect)
 app.command("schema")(schema.schema)
 app.command()(lora.convert)

@@ -1,4 +1,4 @@
-"""`loraweave methods` and `loraweave inspect`."""
+"""`loraweave inspect`, and how reports are printed."""
 
 import json
 from collections.abc import Sequence
@@ -8,34 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from . import options
-
-
-def methods(as_json: options.AsJson = False) -> None:
-    """List the methods and their settings."""
-    from ..methods import METHODS
-
-    listed = [method.capabilities() for method in METHODS.values()]
-    if as_json:
-        typer.echo(json.dumps(listed, indent=2))
-        return
-    columns = {
-        "method": "name", "what it does": "summary", "passes a step": "calls_per_step",
-        "regions": "regions", "extra models": "extra_models", "training": "training",
-        "any LoRA": "any_lora", "concepts": "max_concepts", "refuses": "refuses",
-        "source": "source",
-    }  # fmt: skip
-    table = _table(*columns, "settings (--set)")
-    for method in listed:
-        settings = [f"{key}={json.dumps(value)}" for key, value in method["settings"].items()]
-        words = [_words(method[key]) for key in columns.values()]
-        table.add_row(*words, "\n".join(settings) or "none")
-    show(table)
-
-
-def _words(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "; ".join(value) or "nothing" if isinstance(value, list) else str(value)
 
 
 def inspect(
@@ -75,10 +47,12 @@ def show_values(values: dict[str, Any]) -> None:
 
 def show_table(headings: Sequence[str], *lines: Sequence[str], title: str = "") -> None:
     """Print lines under headings."""
+    from rich.text import Text
+
     table = _table(*headings)
     table.title, table.title_justify = title, "left"
     for line in lines:
-        table.add_row(*line)
+        table.add_row(*map(Text, line))
     show(table)
 
 

@@ -15,8 +15,9 @@ class CLoRASettings(StepSettings):
     The step is that of `StepSettings`.
 
     Attributes:
-        variant: `improved` or `faithful`, see methods/clora.py; the four after it are its
-            parts, for ablations, and as it has them if they are None.
+        variant: `faithful` does what the authors' code does, `improved` differs in five ways
+            (docs/decisions/0004); the four after it are its parts, for ablations, and as it has
+            them if they are None.
         halves: whose maps are read, the `conditional` half's or the mean of `both`.
         overlaps: places that several concepts claim go to the `strongest` or are `averaged`.
         noise: predicted after the last update (`fresh`) or before it (`stale`).

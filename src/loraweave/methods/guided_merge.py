@@ -30,7 +30,7 @@ class GuidanceSettings(StepSettings):
             Stable Diffusion 2.1.
         smoothing: sigma of the 3x3 Gaussian over the maps as the authors' code gives it, 0 for
             none. That code divides by (2 sigma)^2 instead of 2 sigma^2, and so does this.
-        gradient: how the gradient is taken.
+        gradient: one graph for all rows, one row at a time, or whichever suits the size.
     """
 
     max_update_step: int = Field(25, ge=0)

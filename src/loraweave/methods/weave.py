@@ -82,7 +82,7 @@ class Weave(Method):
     name = "weave"
     summary = "places found by attention, each drawn as by its LoRA alone, in one call a step"
     source = "LoRAWeave, docs/decisions/0017-weave.md"
-    passes = "1, and a fifth for the layout"
+    passes = "1, and a fifth more steps for the layout"
     regions = "found, or from the user"
     own_prompts = True
     refuses = ("LoRAs of layers without places (time embedding)",)

@@ -101,10 +101,10 @@ class SceneJudge:
         scene with a style."""
         if scene.style is not None:
             return self._counted(image, scene), {}
-        verdict = self.judge.examine(image, scene.names)
+        verdict = self.judge.examine(image, scene.names, scene.subjects)
         outcomes, found = dict(verdict.outcomes), dict(verdict.assigned)
         if scene.attribute is not None:
-            outcomes[PLAIN_SUBJECT], plain = self._coloured(image, *scene.attribute)
+            outcomes[PLAIN_SUBJECT], plain = self._coloured(image, scene)
             found |= {PLAIN_SUBJECT: plain} if plain else {}
         return outcomes, found
 
@@ -118,10 +118,13 @@ class SceneJudge:
             outcomes[name] = "right" if more == 0 else "duplicated" if more > 0 else "missing"
         return outcomes
 
-    def _coloured(self, image: Image.Image, kind: str, colour: str) -> tuple[str, Instance | None]:
+    def _coloured(self, image: Image.Image, scene: ConceptScene) -> tuple[str, Instance | None]:
         """Right if there is one of that class in that colour, `blended` in another one; and the
         largest of that class."""
-        found = [i for i in self.judge.instances(image, 2, {kind: 1}) if i.kind == kind]
+        assert scene.attribute is not None
+        kind, colour = scene.attribute
+        every = self.judge.instances(image, scene.subjects, {kind: 1})
+        found = [i for i in every if i.kind == kind]
         largest = max(found, key=lambda i: i.area, default=None)
         if len(found) != 1:
             return "duplicated" if found else "missing", largest

@@ -116,6 +116,11 @@ class ConceptScene:
         return tuple(name for name in (self.style, self.place, worn) if name is not None)
 
     @property
+    def subjects(self) -> int:
+        """How many there are, with that without a LoRA."""
+        return len(self.names) + (self.attribute is not None)
+
+    @property
     def loras(self) -> tuple[str, ...]:
         """All LoRAs of the prompt."""
         return *self.names, *self.extras

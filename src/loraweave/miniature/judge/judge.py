@@ -127,11 +127,19 @@ class Judge:
             found += [(kind, mask) for mask in masks]
         return found
 
-    def examine(self, image: Image.Image, concepts: Sequence[str]) -> Verdict:
-        """Judge a picture that should show these concepts and no other subject.
+    def examine(
+        self, image: Image.Image, concepts: Sequence[str], subjects: int | None = None
+    ) -> Verdict:
+        """Judge a picture that should show these concepts and no other subject of their classes.
 
         An instance is compared with the concepts of the scene and with all of its own class. What
         other concepts look like on its class is not asked: their LoRAs are not there.
+
+        Args:
+            image: what shall show them.
+            concepts: their names.
+            subjects: how many there are in the scene, if more than the concepts: it decides how
+                small an instance may be.
         """
         kinds = {name: KNOWN[name].kind for name in concepts}
         found = [
@@ -139,7 +147,7 @@ class Judge:
                 name: similarity for name, similarity in i.similarities.items()
                 if name in kinds or KNOWN[name].kind == i.kind
             })
-            for i in self.instances(image, len(kinds), Counter(kinds.values()))
+            for i in self.instances(image, subjects or len(kinds), Counter(kinds.values()))
         ]  # fmt: skip
         return decide(found, kinds, self.thresholds, self.alike)
 
