@@ -14,7 +14,7 @@ from loraweave import SceneError
 from loraweave.bench import agreement, read_suite, report, run_jobs, suite_jobs
 from loraweave.bench.ablation import ablation_jobs, ablation_names, read_ablation
 from loraweave.bench.papers import paper_tables, read_papers
-from loraweave.bench.rates import estimate, rates, scene_seed
+from loraweave.bench.rates import LEAST_SCENES, draws, estimate, rates
 from loraweave.bench.run import picture_files, read_results, result_file
 from loraweave.bench.tune import SEARCHES, read_search
 from loraweave.cli import app
@@ -90,7 +90,7 @@ def test_scores_are_reported_over_the_concepts(results):
 
 def test_what_comes_on_top_is_no_failure_of_a_concept():
     """A place that is lost, beside a concept that is missing and a right one."""
-    row = {"job": {"names": ["a", "b"]}, "cost": {},
+    row = {"job": {"names": ["a", "b"], "seed": 1}, "cost": {},
            "outcomes": {"a": "right", "b": "missing", "candyland": "swapped"}}  # fmt: skip
     found = rates([row], 0)
     assert (found["missing"], found["swapped"], found["extra"]) == (0.5, 0, 0)
@@ -163,10 +163,23 @@ def test_scores_of_other_encoders_are_not_mixed_in(results):
 def test_wordings_of_a_scene_are_one_draw_of_the_bootstrap():
     jobs = suite_jobs("phrasing", ["merge", "clora"], "quick")
     rows = [{"job": job.description()} for job in jobs]
-    assert len({scene_seed(row) for row in rows}) == 3
+    assert len(set(draws(rows))) == 3
     told = estimate("x", rows, lambda row: float(row["job"]["seed"] == rows[0]["job"]["seed"]))
     assert told["x"] == pytest.approx(1 / 3, abs=1e-4)
     assert told["x_ci"] == [0, 1], "three draws, not thirty"
+
+
+def test_noises_of_a_scene_are_one_draw_where_there_are_scenes_enough():
+    for scenes, expected in ((LEAST_SCENES, LEAST_SCENES), (LEAST_SCENES - 1, 18)):
+        jobs = suite_jobs("pairs", ["merge", "clora"], "full", first=2 * scenes)
+        rows = [{"job": job.description()} for job in jobs]
+        assert len(rows) == 4 * scenes
+        assert len(set(draws(rows))) == expected
+    manifests = [
+        {"job": {"models": {}, "suite": "x", "scene": {"prompt": f"a {n // 2}", "seed": n}}}
+        for n in range(2 * LEAST_SCENES)
+    ]
+    assert len(set(draws(manifests))) == LEAST_SCENES
 
 
 def test_what_the_papers_tables_name_exists():

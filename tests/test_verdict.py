@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from loraweave.bench.rates import estimate
 from loraweave.detect.components import components, joined_components, parted
-from loraweave.evaluate.bootstrap import bootstrap
+from loraweave.evaluate.bootstrap import DIFFERENCES, SHARES, bootstrap
 from loraweave.miniature.judge.verdict import Instance, Thresholds, decide
 
 KINDS = {"blackcat": "cat", "golddog": "dog"}
@@ -89,9 +90,15 @@ def test_two_of_a_class_are_assigned_together():
 def test_bootstrap_of_constants_and_coins():
     assert bootstrap([1.0] * 9).as_dict() == {"mean": 1.0, "low": 1.0, "high": 1.0}
     # Clopper and Pearson's upper end of 0 of 40 is .0881
-    assert bootstrap([0.0] * 40, share=True).as_dict() == {"mean": 0, "low": 0, "high": 0.0881}
-    assert bootstrap([1.0] * 40, share=True).as_dict() == {"mean": 1, "low": 0.9119, "high": 1}
-    assert bootstrap([0.5] * 9, share=True) == bootstrap([0.5] * 9)
+    none, every, same = (bootstrap([v] * 40, bounds=b).as_dict() for v, b in (
+        (0.0, SHARES), (1.0, SHARES), (0.0, DIFFERENCES)
+    ))  # fmt: skip
+    assert none == {"mean": 0, "low": 0, "high": 0.0881}
+    assert every == {"mean": 1, "low": 0.9119, "high": 1}
+    assert same == {"mean": 0, "low": -0.0881, "high": 0.0881}, "no difference seen, not none"
+    half = bootstrap([0.5] * 40, bounds=SHARES).as_dict()
+    assert half == {"mean": 0.5, "low": 0.456, "high": 0.544}
+    assert bootstrap([0.0, 1.0] * 9, bounds=SHARES) == bootstrap([0.0, 1.0] * 9)
     coin = bootstrap([0.0, 1.0] * 50)
     assert coin.mean == 0.5
     # 1.96 standard errors of 100 coin flips: 0.098
@@ -139,7 +146,7 @@ def test_what_has_no_waist_stays_whole():
 
 
 def test_bootstrap_intervals_cover_the_truth_as_often_as_they_say():
-    """Rates of 40 scenes of two concepts, as in the full suites: 400 simulated runs."""
+    """Rates of 40 independent pictures of two concepts: 400 simulated runs."""
     rng = np.random.default_rng(0)
     inside = []
     for _ in range(400):
@@ -149,6 +156,26 @@ def test_bootstrap_intervals_cover_the_truth_as_often_as_they_say():
         inside.append(found.low <= truth <= found.high)
     # 95 % but for the few scenes; 3 standard errors of 400 runs are .033
     assert 0.90 <= np.mean(inside) <= 0.985
+
+
+def test_intervals_hold_for_scenes_whose_noises_are_alike():
+    """20 scenes with two noises each, as in the full suites; some scenes are hard, some easy."""
+    rng = np.random.default_rng(0)
+    inside: dict[str, list[bool]] = {"scenes": [], "noises": []}
+    for _ in range(300):
+        hard = rng.beta(0.2, 0.2, 20)  # share of noises in which a scene is right: mean .5
+        rows = [
+            {"job": {"scene": n, "seed": 2 * n + k}, "right": float(rng.random() < share)}
+            for n, share in enumerate(hard) for k in range(2)
+        ]  # fmt: skip
+        low, high = estimate("right", rows, lambda row: row["right"], share=True)["right_ci"]
+        inside["scenes"].append(low <= 0.5 <= high)
+        apart = bootstrap([row["right"] for row in rows], resamples=1000, bounds=SHARES)
+        inside["noises"].append(apart.low <= 0.5 <= apart.high)
+    assert 0.90 <= np.mean(inside["scenes"]) <= 0.985
+    assert np.mean(inside["noises"]) < 0.90, (
+        "as if pictures of one scene said nothing of each other"
+    )
 
 
 def test_paired_intervals_cover_the_difference():

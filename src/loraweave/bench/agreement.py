@@ -1,6 +1,6 @@
 """How far the papers' scores say what the judge says, picture by picture."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from scipy.stats import mannwhitneyu, spearmanr
 
 from ..miniature.scoring import SCORES
 from .jobs import Job
-from .rates import FAILURES, current, scene_seed
+from .rates import FAILURES, current, draws
 from .report import NothingFinished, finished_rows
 
 Row = Mapping[str, Any]
@@ -37,7 +37,7 @@ def agreement_of(
     instance counts as 0 for scores of instances.
 
     `rank` is Spearman's correlation with the share of the concepts that are right, with a 95 %
-    bootstrap interval over scene-seeds, whose pictures by all methods stay together. (Pictures of
+    bootstrap interval over scenes, whose pictures by all methods stay together. (Pictures of
     several suites together say as much of the suites as of the scores.) `missing` to
     `blended` is the probability that a picture in which all is right has a higher score than one
     with such a failure: 1 if the score always sees it, .5 if it is blind; None without such
@@ -56,8 +56,8 @@ def agreement_of(
         raise NothingFinished(f"no picture of this is judged and scored in {where}")
     outcomes = [[row["outcomes"][name] for name in row["job"]["names"]] for row in rows]
     right = np.array([own.count("right") / len(own) for own in outcomes])
-    number: dict[str, int] = {}
-    whose = np.array([number.setdefault(scene_seed(row), len(number)) for row in rows])
+    number: dict[Hashable, int] = {}
+    whose = np.array([number.setdefault(draw, len(number)) for draw in draws(rows)])
     found: dict[str, dict[str, Any]] = {}
     known = set.intersection(*(set(row["scores"]) for row in rows))
     for name, score in _scores().items():

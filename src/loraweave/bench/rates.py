@@ -1,33 +1,44 @@
-"""Rates of some results, with 95 % bootstrap intervals over scene-seeds.
+"""Rates of some results, with 95 % bootstrap intervals over scenes.
 
-Results of one scene with one noise are one draw of the bootstrap, in whatever wordings it came.
+Results of one scene are one draw of the bootstrap, with whatever noises and in whatever wordings it
+came: pictures of one scene are alike, so intervals that took them for independent would be too
+narrow for scenes that nobody has drawn yet. Of fewer than `LEAST_SCENES` scenes, of which nothing
+can be said about others, each scene with one noise is a draw.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from statistics import mean, median
 from typing import Any
 
-from ..evaluate.bootstrap import bootstrap
+from ..evaluate.bootstrap import DIFFERENCES, SHARES, bootstrap
 from ..miniature.judged import LEAST_OVERLAP
 from ..miniature.scoring import SCORES, scorer_version
 
 FAILURES = ("missing", "duplicated", "swapped", "blended")
+LEAST_SCENES = 10
 Row = dict[str, Any]
 _NOT_THE_SCENE = (
     "method", "settings", "wording", "miniature", "package", "device", "steps", "scheduler",
-    "dtype",
+    "dtype", "seed",
 )  # fmt: skip
 
 
-def scene_seed(row: Mapping[str, Any]) -> str:
+def scene_and_seed(row: Mapping[str, Any]) -> tuple[str, int]:
     """The same for results of one scene with one noise, by any method and in any wording."""
     if "models" in row["job"]:  # a manifest's, in which some methods are told boxes
         scene = row["job"]["scene"]
-        return json.dumps([row["job"]["suite"], scene["prompt"], scene["seed"]])
+        return json.dumps([row["job"]["suite"], scene["prompt"]]), scene["seed"]
     told = {key: value for key, value in row["job"].items() if key not in _NOT_THE_SCENE}
-    return json.dumps(told, sort_keys=True)
+    return json.dumps(told, sort_keys=True), row["job"]["seed"]
+
+
+def draws(rows: Sequence[Mapping[str, Any]]) -> list[Hashable]:
+    """Of each result which draw of the bootstrap it belongs to; see the top of this file."""
+    found = [scene_and_seed(row) for row in rows]
+    scenes = [scene for scene, _ in found]
+    return [*scenes] if len(set(scenes)) >= LEAST_SCENES else [*found]
 
 
 def rates(found: Sequence[Row], missing: int) -> Row:
@@ -99,8 +110,8 @@ def _scores(found: Sequence[Row]) -> Row:
 def estimate(
     kind: str, found: Sequence[Row], of: Callable[[Row], float], share: bool = False
 ) -> Row:
-    """`{kind: mean, kind_ci: [low, high]}` over some results; see `bootstrap` for shares."""
-    return _interval(kind, [(scene_seed(row), of(row)) for row in found], share)
+    """`{kind: mean, kind_ci: [low, high]}` over some results; shares are in [0, 1]."""
+    return _interval(kind, found, map(of, found), SHARES if share else None)
 
 
 def differences(pairs: Sequence[tuple[Row, Row]]) -> Row:
@@ -112,15 +123,18 @@ def differences(pairs: Sequence[tuple[Row, Row]]) -> Row:
         kinds["in_place"] = in_place
     told: Row = {}
     for kind, of in kinds.items():
-        told |= _interval(kind, [(scene_seed(one), of(one) - of(two)) for one, two in pairs])
+        minus = (of(one) - of(two) for one, two in pairs)
+        told |= _interval(kind, [one for one, _ in pairs], minus, DIFFERENCES)
     return told
 
 
-def _interval(kind: str, values: Sequence[tuple[str, float]], share: bool = False) -> Row:
-    clusters: dict[str, list[float]] = {}
-    for key, value in values:
+def _interval(
+    kind: str, rows: Sequence[Row], values: Iterable[float], bounds: tuple[float, float] | None
+) -> Row:
+    clusters: dict[Hashable, list[float]] = {}
+    for key, value in zip(draws(rows), values):
         clusters.setdefault(key, []).append(value)
-    interval = bootstrap([mean(own) for own in clusters.values()], share=share).as_dict()
+    interval = bootstrap([mean(own) for own in clusters.values()], bounds=bounds).as_dict()
     return {kind: interval["mean"], f"{kind}_ci": [interval["low"], interval["high"]]}
 
 

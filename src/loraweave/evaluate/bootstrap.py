@@ -1,4 +1,4 @@
-"""Rates and differences of rates with bootstrap intervals over scenes."""
+"""Means of rates and of their differences, with bootstrap intervals."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,6 +6,9 @@ from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Int
+
+SHARES, DIFFERENCES = (0.0, 1.0), (-1.0, 1.0)
+"""Between which shares are, and differences of two."""
 
 
 @dataclass(frozen=True)
@@ -22,15 +25,20 @@ class Interval:
 
 
 def bootstrap(
-    values: Sequence[float], resamples: int = 10_000, seed: int = 0, share: bool = False
+    values: Sequence[float],
+    resamples: int = 10_000,
+    seed: int = 0,
+    bounds: tuple[float, float] | None = None,
 ) -> Interval:
     """Percentile bootstrap of the mean; for a paired difference give the differences.
 
     Args:
         values: independent draws.
         resamples, seed: of the bootstrap.
-        share: they are shares in [0, 1]. If all are 0, or all 1, no resample differs, and the other
-            end is that of Clopper and Pearson: 1 - .025^(1/n) away.
+        bounds: between which they are known to be: (0, 1) for shares, (-1, 1) for differences of
+            shares. If all values are equal, no resample differs; then each end is what the mean
+            would be if a share of 1 - .025^(1/n) of all values were at that bound, which for shares
+            is the interval of Clopper and Pearson.
 
     Raises:
         ValueError: no values.
@@ -38,9 +46,10 @@ def bootstrap(
     if not len(values):
         raise ValueError("no values to average")
     data = np.asarray(values, dtype=float)
-    if share and data.min() == data.max() and data[0] in (0, 1):
-        wide = 1 - 0.025 ** (1 / len(data))
-        return Interval(float(data[0]), *((0.0, wide) if data[0] == 0 else (1 - wide, 1.0)))
+    if bounds is not None and data.min() == data.max():
+        value, unseen = float(data[0]), 1 - 0.025 ** (1 / len(data))
+        low, high = (value + unseen * (bound - value) for bound in bounds)
+        return Interval(value, low, high)
     means = data[_drawn(len(data), resamples, seed)].mean(1)
     low, high = np.percentile(means, (2.5, 97.5))
     return Interval(float(data.mean()), float(low), float(high))

@@ -37,8 +37,8 @@ class RegionalSettings(LayoutSettings, StepSettings):
     """Settings of regionally controllable sampling.
 
     Attributes:
-        guidance: `none`; or the latent is moved by the losses of BoxDiff (`boxdiff`) or of Attention
-            Refocusing (`refocusing`), so that each region's words look into it.
+        guidance: `none`, or the latent is moved so that each region's words look into it, by the
+            losses of BoxDiff (`boxdiff`) or of Attention Refocusing (`refocusing`).
         max_update_step: with BoxDiff the latent is moved at steps before this one. Attention
             Refocusing has its own schedule: before every step up to the tenth, then before every
             fifth up to the 35th, of 50; here the same fractions of the run.

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..evaluate.bootstrap import bootstrap
+from ..evaluate.bootstrap import DIFFERENCES, SHARES, bootstrap
 from ..evaluate.figures import labelled_grid
 from ..methods import get_method
 from ..progress import track
@@ -57,15 +57,15 @@ def rates(results: Mapping[str, Sequence[Judged]]) -> dict[str, Any]:
     for method, rows in results.items():
         outcomes = [outcome for row in rows for outcome in row.outcomes.values()]
         table[method] = {
-            "concepts_right": bootstrap(right[method], share=True).as_dict(),
+            "concepts_right": bootstrap(right[method], bounds=SHARES).as_dict(),
             "pictures_right": bootstrap(
-                [float(r == 1) for r in right[method]], share=True
+                [float(r == 1) for r in right[method]], bounds=SHARES
             ).as_dict(),
             "outcomes": {o: outcomes.count(o) for o in sorted(set(outcomes))},
         }
         if method != first:
             differences = [a - b for a, b in zip(right[method], right[first])]
-            table[method][f"minus_{first}"] = bootstrap(differences).as_dict()
+            table[method][f"minus_{first}"] = bootstrap(differences, bounds=DIFFERENCES).as_dict()
     return table
 
 
