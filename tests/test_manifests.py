@@ -138,7 +138,7 @@ def test_check_lists_what_is_missing(tmp_path, lora_files):
     out = bench("check", tmp_path / "own.yaml", "--lora-dir", lora_files["cat"].parent, "--json")
     assert out.exit_code == 0, out.stderr
     assert json.loads(bench("check", "pairs", "--json").stdout)["scenes"] == {
-        "quick": 30, "full": 40,
+        "quick": 24, "full": 40,
     }  # fmt: skip
 
 

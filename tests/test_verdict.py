@@ -173,9 +173,7 @@ def test_intervals_hold_for_scenes_whose_noises_are_alike():
         apart = bootstrap([row["right"] for row in rows], resamples=1000, bounds=SHARES)
         inside["noises"].append(apart.low <= 0.5 <= apart.high)
     assert 0.90 <= np.mean(inside["scenes"]) <= 0.985
-    assert np.mean(inside["noises"]) < 0.90, (
-        "as if pictures of one scene said nothing of each other"
-    )
+    assert np.mean(inside["noises"]) < np.mean(inside["scenes"]) - 0.02, "too narrow"
 
 
 def test_paired_intervals_cover_the_difference():

@@ -48,7 +48,8 @@ def told(*words):
 def test_what_is_made_again_is_the_same(drawn):
     row = verify(drawn, drawn)["pairs/base"]
     assert row == {
-        "both": 2, "same": 2, "others": [], "largest": 0, "versions": "the same", "fine": True,
+        "both": 2, "mine_only": 0, "same": 2, "others": [], "largest": 0, "versions": "the same",
+        "fine": True,
     }  # fmt: skip
     assert told("verify", drawn, "--against", drawn).exit_code == 0
 
@@ -78,6 +79,28 @@ def test_on_the_same_versions_every_figure_counts(drawn, tmp_path):
     assert (row["same"], row["others"], row["fine"]) == (1, [], False)
     assert row["largest"] == pytest.approx(0.125)
     assert told("verify", folder, "--against", drawn).exit_code == 1
+
+
+def test_jobs_without_a_counterpart_are_not_passed_over(drawn, tmp_path):
+    """As after a change of a setting's default: other keys, so nothing to compare with."""
+    rows = read_results(result_file(drawn, "pairs", "base"))
+    known = dict(list(rows.items())[:1])
+    path = result_file(tmp_path, "pairs", "base")
+    path.parent.mkdir(parents=True)
+    path.write_text(results_text("pairs", "base", known))
+    row = verify(drawn, tmp_path)["pairs/base"]
+    assert (row["both"], row["mine_only"], row["same"], row["fine"]) == (1, 1, 1, False)
+    result = told("verify", drawn, "--against", tmp_path)
+    assert result.exit_code == 1
+    assert "in MINE only" in result.stdout
+    more = result_file(drawn.parent / "more", "pairs", "omg")
+    more.parent.mkdir(parents=True)
+    more.write_text(results_text("pairs", "omg", rows))
+    result_file(more.parent.parent, "pairs", "base").write_text(
+        results_text("pairs", "base", rows)
+    )  # fmt: skip
+    whole = verify(more.parent.parent, drawn)["pairs/omg"]
+    assert (whole["both"], whole["mine_only"], whole["fine"]) == (0, 2, False)
 
 
 def test_nothing_in_common_is_an_error(drawn, tmp_path):

@@ -154,7 +154,7 @@ def page(folder: Path, size: Size = "full") -> str:
         "<h1>LoRAWeave: the evidence</h1>",
         f"<p>Measured {WHERE}: a small Stable Diffusion that ships with the package. It speaks for "
         "how methods work, not for pictures of Stable Diffusion 1.5. Rates have 95 % bootstrap "
-        "intervals over scene-seeds.</p>",
+        "intervals over scenes.</p>",
     ]
     shown = charts(found)
     for suite, rows in found.items():

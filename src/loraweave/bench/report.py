@@ -24,7 +24,7 @@ class NothingFinished(SceneError):
 def report(jobs: Sequence[Job], folder: Path, against: str | None = None) -> dict[str, Row]:
     """By method how much succeeds, how the rest fails, what it costs, and differences.
 
-    Shares are in [0, 1]; `..._ci` is a 95 % interval over scene-seeds, see `bootstrap`. `success`
+    Shares are in [0, 1]; `..._ci` is a 95 % interval over scenes, see bench/rates.py. `success`
     is the share of pictures in which all that was asked for is right, `right` the share of it that
     is, and `missing` to `blended` those of the concepts that fail so. Of scenes with boxes
     `in_place` is the share of the concepts that are right and keep their box at an intersection

@@ -23,9 +23,10 @@ def verify(mine: Path, theirs: Path) -> dict[str, dict[str, Any]]:
 
     Of the jobs that both have: `both` counts them; `same` those of which all that both measured is
     the same but for rounding; `others` has the scenes of those with other outcomes; `largest` is
-    the largest difference of another figure. `versions` says whether the libraries were `the same`
-    or `others`, or are `unknown`. `fine` is whether nothing differs on the same versions, or on
-    others no more than one outcome does.
+    the largest difference of another figure. `mine_only` counts the jobs that only the first folder
+    has: of other settings, weights or scenes. `versions` says whether the libraries were `the same`
+    or `others`, or are `unknown`. `fine` is whether all jobs are in both, and nothing differs on
+    the same versions, or on others no more than one outcome does.
 
     Raises:
         NothingFinished: no job is in both.
@@ -35,32 +36,34 @@ def verify(mine: Path, theirs: Path) -> dict[str, dict[str, Any]]:
     for path in sorted(mine.glob("*/*.json")):
         name = path.relative_to(mine)
         own, known = read_results(path), read_results(theirs / name)
-        if both := [(own[key], known[key]) for key in own if key in known]:
-            found[str(name.with_suffix(""))] = _compared(both)
-    if not found:
+        both = [(own[key], known[key]) for key in own if key in known]
+        found[str(name.with_suffix(""))] = _compared(both, len(own) - len(both))
+    if not any(row["both"] for row in found.values()):
         raise NothingFinished(f"no job of {mine} is in {theirs}, too; draw it with `bench run`")
     return found
 
 
-def _compared(both: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Any]:
+def _compared(both: list[tuple[dict[str, Any], dict[str, Any]]], mine_only: int) -> dict[str, Any]:
     distances = [_distance(one, other) for one, other in both]
     others = [one["job"] for one, other in both if one["outcomes"] != other["outcomes"]]
     told = {
         "both": len(both),
+        "mine_only": mine_only,
         "same": sum(
             one["outcomes"] == other["outcomes"] and distance < ROUNDING
             for (one, other), distance in zip(both, distances)
         ),
         "others": [_scene(job) for job in others],
-        "largest": max(distances),
+        "largest": max(distances, default=0.0),
         "versions": _versions([row for pair in both for row in pair]),
     }
     alike = told["versions"] == "the same"
-    return told | {"fine": told["same"] == len(both) if alike else len(others) <= MOST}
+    close = told["same"] == len(both) if alike else len(others) <= MOST
+    return told | {"fine": close and not mine_only}
 
 
 def _versions(rows: list[dict[str, Any]]) -> str:
-    if not all("made" in row for row in rows):
+    if not rows or not all("made" in row for row in rows):
         return "unknown"
     libraries = [{k: v for k, v in row["made"].items() if k != "machine"} for row in rows]
     return "the same" if all(one == libraries[0] for one in libraries) else "others"

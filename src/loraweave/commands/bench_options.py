@@ -21,7 +21,7 @@ Methods = Annotated[
 ]
 Size = Annotated[
     Literal["quick", "full"],
-    typer.Option(help="Mostly 30 or 40 scene-seeds; see `bench suites`."),
+    typer.Option(help="Mostly 24 or 40 scene-seeds; see `bench suites`."),
 ]
 Split = Annotated[
     Literal["report", "tuning"],

@@ -18,8 +18,9 @@ def verify(
 ) -> None:
     """Say which pictures of MINE came out differently.
 
-    Exit status 1 if the judge says something else of more than one of a method on a suite, or if
-    anything differs at all on the same versions.
+    Exit status 1 if the judge says something else of more than one of a method on a suite, if
+    anything differs at all on the same versions, or if a picture has no counterpart, because its
+    settings, weights or scene are others.
     """
     from ..bench.verify import verify
     from .report import show_table
@@ -29,11 +30,19 @@ def verify(
         typer.echo(json.dumps(found, indent=2))
     else:
         lines = [
-            [name, str(row["both"]), str(row["same"]), row["versions"],
+            [name, str(row["both"]), str(row["mine_only"]), str(row["same"]), row["versions"],
              f"{row['largest']:.4f}", "; ".join(row["others"])]
             for name, row in found.items()
         ]  # fmt: skip
-        heads = ["results", "in both", "same", "versions", "figures differ by", "other outcome"]
+        heads = [
+            "results",
+            "in both",
+            "in MINE only",
+            "same",
+            "versions",
+            "figures differ by",
+            "other outcome",
+        ]
         show_table(heads, *lines)
     if not all(row["fine"] for row in found.values()):
         raise typer.Exit(1)
