@@ -230,6 +230,16 @@ def test_command_line(tmp_path):
     bad = CliRunner().invoke(app, ["bench", "run", "pairs", "--set", "clora.speed=2"])
     assert bad.exit_code == 2
     assert "no setting 'speed'" in bad.stderr
+    for command, message in (
+        (["run", "pairs", "--methods", ","], "names no method"),
+        (["grid", "pairs", tmp_path / "g.png", "--methods", ","], "names no method"),
+        (["check", "composlora"], "and the manifests clora, composlora_anime"),
+        (["papers", "1a", "--results", tmp_path / "none"], "no results in"),
+        (["run", "pairs", "--methods", "true_masks", "--set", "true_masks.x=1"], "no setting 'x'"),
+    ):
+        bad = CliRunner().invoke(app, ["bench", *map(str, command)])
+        assert bad.exit_code == 2, command
+        assert message in " ".join(bad.stderr.split()), bad.stderr
 
 
 def test_placed_scenes_have_tight_boxes_and_room_for_everybody():

@@ -380,7 +380,7 @@ class TestReports:
         text = run("methods", "clora").stdout
         assert "refinement_steps=[0, 10, 20]" in text
         assert "a number above 0 below 1" in text
-        refused("methods", "wave", says=["no method 'wave'"])
+        refused(run("methods", "wave"), "no method 'wave'")
 
     def test_methods_as_json(self):
         listed = {one["name"]: one for one in json.loads(run("methods", "--json").stdout)}

@@ -14,11 +14,12 @@ from loraweave import SceneError
 from loraweave.bench import agreement, read_suite, report, run_jobs, suite_jobs
 from loraweave.bench.ablation import ablation_jobs, ablation_names, read_ablation
 from loraweave.bench.papers import paper_tables, read_papers
-from loraweave.bench.rates import LEAST_SCENES, draws, estimate, rates
+from loraweave.bench.rates import estimate, rates, scene_and_seed
 from loraweave.bench.run import picture_files, read_results, result_file
 from loraweave.bench.tune import SEARCHES, read_search
 from loraweave.cli import app
 from loraweave.data_file import read_data
+from loraweave.evaluate.bootstrap import LEAST_SCENES, draws
 from loraweave.evaluate.charts import curves, intervals, matrix, outcomes
 from loraweave.methods import METHODS
 from loraweave.miniature.scoring import SCORES, scorer_version
@@ -163,7 +164,7 @@ def test_scores_of_other_encoders_are_not_mixed_in(results):
 def test_wordings_of_a_scene_are_one_draw_of_the_bootstrap():
     jobs = suite_jobs("phrasing", ["merge", "clora"], "quick")
     rows = [{"job": job.description()} for job in jobs]
-    assert len(set(draws(rows))) == 3
+    assert len(set(draws([*map(scene_and_seed, rows)]))) == 3
     told = estimate("x", rows, lambda row: float(row["job"]["seed"] == rows[0]["job"]["seed"]))
     assert told["x"] == pytest.approx(1 / 3, abs=1e-4)
     assert told["x_ci"] == [0, 1], "three draws, not thirty"
@@ -174,12 +175,12 @@ def test_noises_of_a_scene_are_one_draw_where_there_are_scenes_enough():
         jobs = suite_jobs("pairs", ["merge", "clora"], "full", first=2 * scenes)
         rows = [{"job": job.description()} for job in jobs]
         assert len(rows) == 4 * scenes
-        assert len(set(draws(rows))) == expected
+        assert len(set(draws([*map(scene_and_seed, rows)]))) == expected
     manifests = [
         {"job": {"models": {}, "suite": "x", "scene": {"prompt": f"a {n // 2}", "seed": n}}}
         for n in range(2 * LEAST_SCENES)
     ]
-    assert len(set(draws(manifests))) == LEAST_SCENES
+    assert len(set(draws([*map(scene_and_seed, manifests)]))) == LEAST_SCENES
 
 
 def test_what_the_papers_tables_name_exists():
@@ -328,6 +329,7 @@ def test_an_ablation_is_drawn_and_compared_with_the_default(tmp_path):
         ("method: merge\nsuite: pairs\nvariants: {default: {}}\n", "variants"),
         (ABLATION.replace("rule: ties", "rules: ties"), "no setting 'rules'"),
         (ABLATION.replace("suite: pairs", "suite: pears"), "no suite 'pears'"),
+        (ABLATION.replace("method: merge", "method: base"), "'base' has no settings"),
     ):
         own.write_text(text)
         out = bench("ablation", own, *few)
@@ -394,6 +396,7 @@ def test_a_search_is_on_tuning_scenes_and_reports_on_others(tmp_path):
         (["merge", "--search", "rule=sum,sums"], "rule"),
         (["mergee", "--search", "rule=sum"], "no method 'mergee'"),
         (["merge", "--search", "rule=[a"], "'[a' is no value"),
+        (["clora", "--search", "mask_until"], "--search 'mask_until' has no values"),
         (["merge", "--search", "rule=sum,ties", "--suite", "pears"], "no suite 'pears'"),
         (["merge", "--search", "rule=sum,ties", "--suite", "heldout"], "nothing is tuned on"),
     ],
@@ -402,6 +405,16 @@ def test_searches_that_cannot_be(words, message):
     out = bench("tune", *words)
     assert out.exit_code == 2
     assert message in " ".join(out.stderr.split()), out.stderr
+
+
+def test_a_search_whose_jobs_fail_says_which(tmp_path, monkeypatch):
+    failed = {"suite": "pairs", "method": "merge", "scene": "a cat", "fault": "no room"}
+    monkeypatch.setattr(
+        "loraweave.bench.tune.run_jobs", lambda *_, **__: {"failed": [failed, failed]}
+    )
+    out = bench("tune", "merge", "--search", "rule=sum,ties", "--results", tmp_path)
+    assert out.exit_code == 1
+    assert out.stderr.count("failed: pairs, merge, a cat: no room") == 2
 
 
 @pytest.mark.parametrize("method", read_data(SEARCHES))

@@ -14,6 +14,7 @@ from loraweave import SceneError
 from loraweave.bench.manifests import check, manifest_names, read_manifest
 from loraweave.cli import app
 from loraweave.detect.registry import SEGMENTERS, Entry
+from loraweave.evaluate.references import NOTE, read_references
 from loraweave.evaluate.verdicts import least_likeness, verdicts
 from loraweave.output import read_png_record
 
@@ -211,30 +212,61 @@ def test_a_run_on_a_base_of_ones_own(
     assert "cannot read the picture" in broken.stderr
 
 
-def test_what_a_run_needs(tmp_path, lora_files, clip_folder, dino_folder):
+def test_what_a_run_needs(tmp_path, base_folder, lora_files, clip_folder, dino_folder):
     (tmp_path / "own.yaml").write_text(OURS)
     own = ["run", tmp_path / "own.yaml", "--lora-dir", lora_files["cat"].parent, "--base"]
     for words, message in (
         (["run", tmp_path / "own.yaml"], "needs --base and --lora-dir"),
         (["run", "pairs", "--base", "x"], "is drawn on the miniature; leave --base out"),
         (["run", "pairs", "--dino", "x"], "is drawn on the miniature; leave --dino out"),
-        ([*own, tmp_path, "--steps", "3"], "says itself what is drawn; leave --steps out"),
+        ([*own, base_folder, "--steps", "3"], "says itself what is drawn; leave --steps out"),
         (["report", tmp_path / "own.yaml", "--scenes", "3"], "leave --scenes out"),
-        ([*own, tmp_path, "--segmenter", "eyes"], "no segmenter 'eyes'"),
-        ([*own, tmp_path, "--segmenter-model", "x"], "no segmenter's model at /"),
+        ([*own, base_folder, "--segmenter", "eyes"], "no segmenter 'eyes'"),
+        ([*own, base_folder, "--segmenter-model", "x"], "no segmenter's model at /"),
         (["run", tmp_path / "own.yaml", "--base", "x", "--lora-dir", tmp_path],
          "no LoRA 'cat' in"),
         ([*own, "x"], "no base model at /"),
-        ([*own, tmp_path, "--clip", "nowhere"], "no CLIP model at /"),
-        ([*own, tmp_path, "--dino", dino_folder], "measured against --references"),
-        ([*own, tmp_path, "--references", tmp_path], "by --clip or --dino; give one"),
-        ([*own, tmp_path, "--clip", clip_folder, "--references", tmp_path],
+        ([*own, tmp_path], "is no diffusers folder"),
+        ([*own, lora_files["cat"]], "needs its configuration"),
+        ([*own, base_folder, "--methods", "merge,masked"],
+         "has scenes without boxes, which masked needs; leave it out, or cut the picture into "
+         "strips with --set masked.layout=strips"),
+        ([*own, base_folder, "--segmenter", "clipseg", "--segmenter-model", tmp_path],
+         "no CLIPSeg model in"),
+        ([*own, base_folder, "--methods", ","], "names no method"),
+        ([*own, base_folder, "--clip", "nowhere"], "no CLIP model at /"),
+        ([*own, base_folder, "--dino", dino_folder], "measured against --references"),
+        ([*own, base_folder, "--references", tmp_path], "by --clip or --dino; give one"),
+        ([*own, base_folder, "--clip", clip_folder, "--references", tmp_path],
          "no reference picture of 'cat'"),
         (["run", "clora", "--base", "x", "--lora-dir", tmp_path], "needs concepts.yaml"),
     ):  # fmt: skip
         out = bench(*words)
         assert out.exit_code == 2
         assert message in " ".join(out.stderr.split()), out.stderr
+
+
+def test_one_reference_is_too_few_to_tell_what_is_blended(
+    tmp_path, base_folder, lora_files, dino_folder, monkeypatch
+):
+    monkeypatch.setitem(SEGMENTERS, "halves", Entry(Halves))
+    (tmp_path / "own.yaml").write_text(OURS)
+    for name in lora_files:
+        (tmp_path / "refs" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "refs" / name / "a.png")
+    out = bench(
+        "run", tmp_path / "own.yaml", "--lora-dir", lora_files["cat"].parent, "--base", base_folder,
+        "--dino", dino_folder, "--references", tmp_path / "refs", "--segmenter", "halves",
+    )  # fmt: skip
+    assert out.exit_code == 2
+    assert "'cat' has one reference picture" in out.stderr
+    # Of those that were drawn, one that is gone is missed.
+    for n in (0, 2):
+        Image.new("RGB", (8, 8)).save(tmp_path / "refs" / "cat" / f"{n:03d}.png")
+    (tmp_path / "refs" / "cat" / "a.png").unlink()
+    (tmp_path / "refs" / "cat" / NOTE).write_text("{}")
+    with pytest.raises(SceneError, match=r"001\.png is missing"):
+        read_references(tmp_path / "refs", ["cat"])
 
 
 def test_boxes_are_measured_also_where_a_method_is_not_told(

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import loraweave
@@ -225,6 +226,22 @@ def test_command_writes_an_ordinary_file(base_folder, files, weighted, tmp_path,
         wanted = expected.unet[path].weight()
         # Entries at the border of what is kept may fall on either side in half precision.
         assert (update.weight() - wanted).norm() < 0.05 * wanted.norm()
+
+
+def test_a_file_that_fits_in_part_is_merged_if_asked(base_folder, files, tmp_path):
+    own = load_file(files["a"])
+    strange = own | {"lora_unet_nowhere.lora_down.weight": torch.zeros(4, 8)}
+    save_file(strange, tmp_path / "strange.safetensors")
+    out = tmp_path / "both.safetensors"
+    command = ["merge", str(tmp_path / "strange.safetensors"), str(files["b"]), "-o", str(out),
+               "--base", str(base_folder)]  # fmt: skip
+    refused = CliRunner().invoke(app, command)
+    assert refused.exit_code == 2
+    assert "--allow-partial" in " ".join(refused.stderr.split())
+    merged = CliRunner().invoke(app, [*command, "--allow-partial"])
+    assert merged.exit_code == 0, merged.stderr
+    assert "left out 1 tensors of strange.safetensors" in merged.stderr
+    assert out.is_file()
 
 
 def test_command_refuses(base_folder, files, tmp_path):

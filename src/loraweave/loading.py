@@ -59,10 +59,27 @@ def load(
     return pipe.to(device)
 
 
-def _from_folder(path: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
+def check_base(path: Path) -> None:
+    """Say what can be said of a base model without reading its weights.
+
+    Raises:
+        ModelNotFound: it is neither a diffusers folder nor a checkpoint with its configuration.
+    """
+    if path.is_dir():
+        _index_of(path)
+    else:
+        _config_of(path)
+
+
+def _index_of(path: Path) -> Path:
     index = path / "model_index.json"
     if not index.is_file():
         raise ModelNotFound(f"{path} is no diffusers folder: it has no model_index.json")
+    return index
+
+
+def _from_folder(path: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
+    index = _index_of(path)
     try:
         parts = json.loads(index.read_text(encoding="utf-8"))
         kind, checker = parts["_class_name"], parts.get("safety_checker")
@@ -84,7 +101,7 @@ def _from_folder(path: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
         raise ModelNotFound(f"{path} cannot be loaded: {error}") from error
 
 
-def _from_file(path: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
+def _config_of(path: Path) -> Path:
     if path.suffix != ".safetensors":
         raise ModelNotFound(f"{path} is no .safetensors file; pickled checkpoints are not read")
     config = path.with_suffix("")
@@ -94,6 +111,11 @@ def _from_file(path: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
             f"configuration files of Stable Diffusion 1.x (model_index.json, unet/config.json, "
             f"tokenizer/, ...) into {config}"
         )
+    return config
+
+
+def _from_file(path: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
+    config = _config_of(path)
     try:
         checker = _safety_checker(config, dtype)
         return StableDiffusionPipeline.from_single_file(

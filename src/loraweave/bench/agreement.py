@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from scipy.stats import mannwhitneyu, spearmanr
 
+from ..evaluate.bootstrap import draws
 from ..miniature.scoring import SCORES
 from .jobs import Job
-from .rates import FAILURES, current, draws
+from .rates import FAILURES, current, scene_and_seed
 from .report import NothingFinished, finished_rows
 
 Row = Mapping[str, Any]
@@ -57,7 +58,9 @@ def agreement_of(
     outcomes = [[row["outcomes"][name] for name in row["job"]["names"]] for row in rows]
     right = np.array([own.count("right") / len(own) for own in outcomes])
     number: dict[Hashable, int] = {}
-    whose = np.array([number.setdefault(draw, len(number)) for draw in draws(rows)])
+    whose = np.array(
+        [number.setdefault(draw, len(number)) for draw in draws([*map(scene_and_seed, rows)])]
+    )
     found: dict[str, dict[str, Any]] = {}
     known = set.intersection(*(set(row["scores"]) for row in rows))
     for name, score in _scores().items():

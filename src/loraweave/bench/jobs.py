@@ -201,8 +201,13 @@ def suite_jobs(
 
 
 def _settings(method: str, given: Mapping[str, Any], placed: bool) -> dict[str, Any]:
+    if method == "true_masks":
+        get_method("masked", {**TRUE_MASKS, **given})  # says what is wrong with them
+        return {**TRUE_MASKS, **given}
     if method in YARDSTICKS:
-        return {**(TRUE_MASKS if method == "true_masks" else {}), **given}
+        if given:
+            raise MethodError(f"the yardstick {method!r} has no settings; leave out {min(given)}")
+        return {}
     return get_method(method, own_settings(method, given, placed)).settings.model_dump(mode="json")
 
 

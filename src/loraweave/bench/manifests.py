@@ -87,7 +87,7 @@ class Choice(Data):
         groups: one concept of each chosen group.
         sizes: how many groups, each number in turn.
         always: a group that is in every choice.
-        prompts: as in `Together`; `count` choices each get one of them at random, or all if None.
+        prompts: as in `Together`; `count` choices get one of them each, in turn, or all if None.
         places: further words of each prompt, `{place}`.
         count: of choices of concepts and prompt, by a seed; every one with every prompt if None.
     """

@@ -1,23 +1,20 @@
 """Rates of some results, with 95 % bootstrap intervals over scenes.
 
 Results of one scene are one draw of the bootstrap, with whatever noises and in whatever wordings it
-came: pictures of one scene are alike, so intervals that took them for independent would be too
-narrow for scenes that nobody has drawn yet. Of fewer than `LEAST_SCENES` scenes, of which nothing
-can be said about others, each scene with one noise is a draw.
+came (evaluate/bootstrap.py says why, and what is done where there are few scenes).
 """
 
 import json
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from statistics import mean, median
 from typing import Any
 
-from ..evaluate.bootstrap import DIFFERENCES, SHARES, bootstrap
+from ..evaluate.bootstrap import DIFFERENCES, SHARES, over_scenes
 from ..miniature.judged import LEAST_OVERLAP
 from ..miniature.scoring import SCORES, scorer_version
 
 FAILURES = ("missing", "duplicated", "swapped", "blended")
-LEAST_SCENES = 10
 Row = dict[str, Any]
 _NOT_THE_SCENE = (
     "method", "settings", "wording", "miniature", "package", "device", "steps", "scheduler",
@@ -32,13 +29,6 @@ def scene_and_seed(row: Mapping[str, Any]) -> tuple[str, int]:
         return json.dumps([row["job"]["suite"], scene["prompt"]]), scene["seed"]
     told = {key: value for key, value in row["job"].items() if key not in _NOT_THE_SCENE}
     return json.dumps(told, sort_keys=True), row["job"]["seed"]
-
-
-def draws(rows: Sequence[Mapping[str, Any]]) -> list[Hashable]:
-    """Of each result which draw of the bootstrap it belongs to; see the top of this file."""
-    found = [scene_and_seed(row) for row in rows]
-    scenes = [scene for scene, _ in found]
-    return [*scenes] if len(set(scenes)) >= LEAST_SCENES else [*found]
 
 
 def rates(found: Sequence[Row], missing: int) -> Row:
@@ -131,10 +121,7 @@ def differences(pairs: Sequence[tuple[Row, Row]]) -> Row:
 def _interval(
     kind: str, rows: Sequence[Row], values: Iterable[float], bounds: tuple[float, float] | None
 ) -> Row:
-    clusters: dict[Hashable, list[float]] = {}
-    for key, value in zip(draws(rows), values):
-        clusters.setdefault(key, []).append(value)
-    interval = bootstrap([mean(own) for own in clusters.values()], bounds=bounds).as_dict()
+    interval = over_scenes([scene_and_seed(row) for row in rows], values, bounds).as_dict()
     return {kind: interval["mean"], f"{kind}_ci": [interval["low"], interval["high"]]}
 
 

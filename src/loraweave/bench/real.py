@@ -17,7 +17,6 @@ import torch
 from .. import __version__
 from ..api import compose
 from ..detect import Segmenter, get_segmenter
-from ..detect.registry import check_segmenter
 from ..errors import MethodError, ModelNotFound, SceneError
 from ..evaluate.encoders import Clip, Dino
 from ..evaluate.findings import boxes_of, measured
@@ -25,7 +24,7 @@ from ..evaluate.pictures import known_features
 from ..evaluate.references import read_references
 from ..evaluate.scores import Scorer
 from ..layout.boxes import Box
-from ..loading import load
+from ..loading import check_base, load
 from ..lora.file import read_lora
 from ..memory.measured import peak_memory
 from ..methods import METHODS, get_method
@@ -174,8 +173,12 @@ def real_jobs(
             raise MethodError(f"no method {method!r}; there are: {', '.join(METHODS)}")
         for placed in {bool(scene.regions) for scene in scenes}:
             chosen = own_settings(method, (settings or {}).get(method), placed)
-            if chosen.get("layout") == "regions" and not placed:
-                raise MethodError(f"{name} has scenes without boxes, which layout=regions needs")
+            told = (settings or {}).get(method, {}).get("layout")
+            if "layout" in chosen and not placed and told != "strips":
+                raise MethodError(
+                    f"{name} has scenes without boxes, which {method} needs; leave it out, or cut "
+                    f"the picture into strips with --set {method}.layout=strips"
+                )
             own[method, placed] = get_method(method, chosen).settings.model_dump(mode="json")
     paths = {str(lora.path) for scene in scenes for lora in scene.loras.values()}
     hashes = {path: read_lora(Path(path)).sha256 for path in paths}
@@ -200,9 +203,10 @@ def _check(setting: Setting, scenes: Sequence[Scene]) -> None:
     for what, path in named:
         if path is not None and not Path(path).exists():
             raise ModelNotFound(f"no {what} at {path}; models are not downloaded")
+    check_base(Path(setting.base))
     encoders = [kind(path) for kind, path in ((Clip, setting.clip), (Dino, setting.dino)) if path]
     if setting.segmenter is not None:
-        check_segmenter(setting.segmenter, len(setting.segmenter_models))
+        get_segmenter(setting.segmenter, *map(Path, setting.segmenter_models))
     elif setting.segmenter_models:
         raise SceneError("--segmenter-model is given without --segmenter")
     if setting.references is None and (setting.dino or setting.segmenter):
@@ -211,7 +215,11 @@ def _check(setting: Setting, scenes: Sequence[Scene]) -> None:
         raise SceneError("pictures are compared with references by --clip or --dino; give one")
     if setting.references is not None:
         for name in sorted({concept.name for scene in scenes for concept in scene.concepts}):
-            read_references(Path(setting.references), [name])
+            own = read_references(Path(setting.references), [name])[name]
+            if setting.segmenter is not None and len(own) < 2:
+                raise SceneError(
+                    f"{name!r} has one reference picture; what is blended can be told from two on"
+                )
 
 
 class RealDrawer:
@@ -272,6 +280,11 @@ class RealDrawer:
             scores[name] = like["cosine"] if name == "clip_t" else dict(like["by_concept"])
         if found is None:
             return Findings({}, scores=scores)
+        if not found.blended:
+            raise SceneError(
+                "of a concept there are fewer than two references in which the segmenter finds its "
+                "noun, so what is blended cannot be told; draw more with `loraweave references`"
+            )
         places, contained = found.places or None, found.contained or None
         return Findings(found.outcomes, places, contained, scores=scores)
 

@@ -9,6 +9,7 @@ from ..errors import MethodError, SceneError
 from ..methods import METHODS
 from ..miniature.judged import YARDSTICKS
 from .jobs import Job
+from .manifests import manifest_names
 from .rates import Row, differences
 from .rates import rates as rates_of
 from .run import read_results, result_file
@@ -167,6 +168,11 @@ def finished(folder: Path) -> dict[str, list[str]]:
     """The methods with files of results, by suite; both in the order in which we name them."""
     found = {suite: methods_there(folder, suite) for suite in suite_names()}
     return {suite: own for suite, own in found.items() if own}
+
+
+def manifests_there(folder: Path) -> list[str]:
+    """The manifests that ship and have files of results."""
+    return [name for name in manifest_names() if any((folder / name).glob("*.json"))]
 
 
 def methods_there(folder: Path, suite: str) -> list[str]:

@@ -88,6 +88,14 @@ def read_search(method: str, given: Mapping[str, str]) -> dict[str, Dimension]:
     return found
 
 
+class JobsFailed(MethodError):
+    """Jobs that a search needs; `jobs` are as in `run_jobs`."""
+
+    def __init__(self, jobs: Sequence[Mapping[str, str]]):
+        super().__init__(f"{len(jobs)} jobs failed, the first: {jobs[0]['fault']}")
+        self.jobs = jobs
+
+
 def _value(key: str, text: str) -> Any:
     try:
         return read_yaml(text)
@@ -117,7 +125,8 @@ def tune(
         and on `report` and `heldout` these and their paired `difference` with its interval.
 
     Raises:
-        MethodError: optuna is not installed, or a job failed.
+        MethodError: optuna is not installed.
+        JobsFailed: some did; their trial has no value.
     """
     try:
         import optuna
@@ -134,7 +143,7 @@ def tune(
         ), scenes))  # fmt: skip
         failed = run_jobs(jobs, folder, workers=workers)["failed"]
         if failed:
-            raise MethodError(f"{failed[0]['scene']}: {failed[0]['fault']}")
+            raise JobsFailed(failed)
         return finished_rows(jobs, folder)
 
     def objective(trial: Any) -> float:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ..errors import SceneError
+from ..errors import MethodError, SceneError
 from . import evidence, options
 from . import speed as speed_command
 from . import verify as verify_command
@@ -23,6 +23,7 @@ from .bench_options import (
     Steps,
     Suites,
     Workers,
+    failed_line,
     manifest_of,
     names_of,
     refuse,
@@ -138,7 +139,7 @@ def run(
     else:
         typer.echo(f"{counts['run']} jobs run, {counts['found']} were finished before")
     for job in counts["failed"]:
-        typer.echo(f"failed: {job['method']}, {job['scene']}: {job['fault']}", err=True)
+        typer.echo(failed_line(job), err=True)
     if counts["failed"]:
         raise typer.Exit(1)
 
@@ -178,10 +179,10 @@ def report(
     from ..bench import NothingFinished, finished, methods_there, suite_jobs, tables
     from ..bench import report as made
     from ..bench.manifests import is_manifest
-    from ..bench.report import report_all
+    from ..bench.report import manifests_there, report_all
     from .report import show_table
 
-    if not (wanted := suites or list(finished(results))):
+    if not (wanted := suites or list(finished(results)) or manifests_there(results)):
         raise SceneError(f"no results in {results}; use `loraweave bench run`")
     manifests = {suite for suite in wanted if is_manifest(suite)}
     own = {
@@ -256,11 +257,15 @@ def check(
     """
     from ..bench import read_suite
     from ..bench.manifests import check as checked
-    from ..bench.manifests import is_manifest, read_manifest
+    from ..bench.manifests import is_manifest, manifest_names, read_manifest
     from .report import show_values
 
     if not is_manifest(suite):
-        read = read_suite(suite)
+        try:
+            read = read_suite(suite)
+        except MethodError as error:
+            known = ", ".join(manifest_names())
+            raise MethodError(f"{error}; and the manifests {known}") from None
         for size in read.scenes:
             read.drawn(size, "report")  # what cannot be is said here
         found: dict[str, Any] = {"name": read.name, "summary": read.summary, "base": "miniature",

@@ -1,6 +1,6 @@
 """Arguments that several commands of `bench` share."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -45,8 +45,15 @@ Data = Annotated[Path | None, typer.Option(help="Folder of a manifest's data fil
 
 
 def names_of(methods: str | None) -> list[str]:
-    """Names with commas between them; none of None."""
-    return list(dict.fromkeys(n.strip() for n in (methods or "").split(",") if n.strip()))
+    """Names with commas between them; none of None.
+
+    Raises:
+        SceneError: a text without any.
+    """
+    found = list(dict.fromkeys(n.strip() for n in (methods or "").split(",") if n.strip()))
+    if methods is not None and not found:
+        raise SceneError(f"--methods {methods!r} names no method; give some, such as merge,weave")
+    return found
 
 
 def settings_of(names: list[str], settings: list[str] | None) -> dict[str, dict[str, Any]]:
@@ -77,3 +84,8 @@ def refuse(context: typer.Context, names: Sequence[str], reason: str) -> None:
         if source is not None and source.name == "COMMANDLINE":
             option = {"settings": "set"}.get(name, name).replace("_", "-")
             raise SceneError(f"{reason}; leave --{option} out")
+
+
+def failed_line(job: Mapping[str, str]) -> str:
+    """What is said of a job that failed."""
+    return f"failed: {job['suite']}, {job['method']}, {job['scene']}: {job['fault']}"

@@ -1,7 +1,7 @@
 """`loraweave references` and `loraweave evaluate`."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,6 +33,7 @@ def references(
     dtype: options.Precision = "float32",
     device: options.Device = None,
     allow_pickle: options.AllowPickle = False,
+    allow_partial: options.AllowPartial = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Draw each concept of a scene alone, for `evaluate`; pictures that are there stay."""
@@ -43,7 +44,7 @@ def references(
         own_prompt=own_prompt, num_inference_steps=steps, guidance_scale=guidance,
     )  # fmt: skip
     drawn = draw_references(
-        load_model(job.base, dtype, device), job.scene, out, count, allow_pickle
+        load_model(job.base, dtype, device), job.scene, out, count, allow_pickle, allow_partial
     )
     names = [concept.name for concept in job.scene.concepts]
     if as_json:
@@ -99,14 +100,30 @@ def evaluate(
         made, clip=Clip(_shipped(clip, CLIP), where) if clip else None,
         dino=Dino(_shipped(dino, DINO), where) if dino else None,
         references=_references(references, clip, dino, made), segmenter=finder,
+        judge=_judge(references, segmenter),
     )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
     for entry in found["pictures"]:
         show_values(entry)
-    if len(pictures) > 1:
+    if len(found["methods"]) > 1:
+        for method, row in found["methods"].items():
+            show_values({"method": method, **row})
+    elif len(pictures) > 1:
         show_values({"mean of": f"{len(pictures)} pictures", **found["mean"]})
+
+
+def _judge(
+    references: Path | None, segmenter: str | None
+) -> "Callable[[Made], Mapping[str, str] | None] | None":
+    """The miniature's, for pictures of its LoRAs, where everything else is its own, too."""
+    if segmenter != MINIATURE or str(references) != MINIATURE:
+        return None
+    from ..miniature.scene_judge import LoraJudge
+
+    judge = LoraJudge()
+    return lambda made: judge.outcomes(made.image, list(made.nouns), made.hashes)
 
 
 def _shipped(folder: Path, own: Path) -> Path:

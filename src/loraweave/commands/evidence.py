@@ -16,6 +16,7 @@ from .bench_options import (
     Size,
     Steps,
     Workers,
+    failed_line,
     manifest_of,
     names_of,
     refuse,
@@ -99,7 +100,7 @@ def ablation(
         each.sort(key=lambda job: str(job.setting))  # a worker has one model at a time
         failed = run_jobs(each, results, workers=workers)["failed"]
     for job in failed:
-        typer.echo(f"failed: {job['method']}, {job['scene']}: {job['fault']}", err=True)
+        typer.echo(failed_line(job), err=True)
     try:
         rows = ablation_report(jobs, results)
     except NothingFinished:
@@ -141,16 +142,24 @@ def tune(
     as_json: options.AsJson = False,
 ) -> None:
     """Search a method's settings on tuning scenes, and report on others what they are worth."""
-    from ..bench.tune import read_search, tune
+    from ..bench.tune import JobsFailed, read_search, tune
+    from ..errors import MethodError
     from ..progress import silence_libraries
     from .report import show_values
 
+    if wrong := [item for item in search or () if "=" not in item]:
+        raise MethodError(f"--search {wrong[0]!r} has no values; write KEY=LOW:HIGH or KEY=A,B")
     given = {key: text for key, _, text in (item.partition("=") for item in search or ())}
     silence_libraries()
-    found = tune(
-        method, read_search(method, given), results, suite=suite, trials=trials, scenes=scenes,
-        steps=steps, workers=workers,
-    )  # fmt: skip
+    try:
+        found = tune(
+            method, read_search(method, given), results, suite=suite, trials=trials, scenes=scenes,
+            steps=steps, workers=workers,
+        )  # fmt: skip
+    except JobsFailed as error:
+        for job in error.jobs:
+            typer.echo(failed_line(job), err=True)
+        raise typer.Exit(1) from None
     typer.echo(json.dumps(found, indent=2)) if as_json else show_values(found)
 
 
@@ -220,10 +229,10 @@ def papers(
     from ..bench.papers import of_manifest, on_suites, paper_tables, side_by_side
     from ..bench.report import manifest_rows
     from ..bench.tables import OWN_BASE, WHERE
-    from ..errors import MethodError
+    from ..errors import MethodError, SceneError
 
     known, named = paper_tables(), names_of(methods)
-    shown, found, where = {}, None, WHERE
+    shown, found, where, empty = {}, None, WHERE, True
     if manifest is not None:
         refuse(context, ("size",), f"of {manifest} all pictures count")
         found = manifest_rows(results, read_manifest(manifest)[0], named or None)
@@ -236,7 +245,10 @@ def papers(
             ours = on_suites(table, results, size, named)
         else:
             ours = of_manifest(table, found, named)
+        empty = empty and not ours
         shown[name] = side_by_side(*known[name], ours, where)
+    if empty and not any(results.glob("*/*.json")):
+        raise SceneError(f"no results in {results}; use `loraweave bench run`")
     if as_json:
         typer.echo(json.dumps({name: asdict(cells) for name, cells in shown.items()}, indent=2))
         return

@@ -1,6 +1,7 @@
 """`loraweave convert`, and the base model that LoRA files are fitted to without its weights."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -51,9 +52,7 @@ def convert(
         allow_partial=allow_partial,
     )  # fmt: skip
     report = convert_lora(adapter, out, to, rank=rank, tokens=names)
-    if report.dropped:
-        typer.echo(f"note: left out {len(report.dropped)} tensors: "
-                   f"{', '.join(report.dropped[:3])}", err=True)  # fmt: skip
+    _say_dropped(report.dropped, file.name)
     if as_json:
         typer.echo(json.dumps(report.model_dump(mode="json"), indent=2))
         return
@@ -86,6 +85,7 @@ def merge(
     to: Annotated[Formats, typer.Option("--to", help="Whose names and layout to write.")] = "kohya",
     base: options.LoraBase = None,
     allow_pickle: options.AllowPickle = False,
+    allow_partial: options.AllowPartial = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Write several LoRAs as one ordinary LoRA file."""
@@ -107,8 +107,10 @@ def merge(
             raise LoraError(f"{path.name} fits no base model that is known by its shapes; give the "
                             "one that it is for with --base FOLDER")  # fmt: skip
         adapter = adapter_from_file(
-            path.stem, read, unet=models.unet, text_encoder=models.text_encoder
-        )
+            path.stem, read, unet=models.unet, text_encoder=models.text_encoder,
+            allow_partial=allow_partial,
+        )  # fmt: skip
+        _say_dropped(adapter.dropped, path.name)
         if adapter.tokens:
             raise LoraError(
                 f"{path.name} brings tokens of its own ({', '.join(adapter.tokens)}), which "
@@ -133,6 +135,12 @@ def merge(
     if error:
         line += f", relative error of the lower rank {error:.2g}"
     typer.echo(line)
+
+
+def _say_dropped(names: Sequence[str], file: str) -> None:
+    if names:
+        few = ", ".join(names[:3])
+        typer.echo(f"note: left out {len(names)} tensors of {file}: {few}", err=True)
 
 
 def _highest_rank(adapter: Any) -> int:

@@ -1,14 +1,18 @@
 """Means of rates and of their differences, with bootstrap intervals."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from statistics import mean
 
 import numpy as np
 from jaxtyping import Int
 
 SHARES, DIFFERENCES = (0.0, 1.0), (-1.0, 1.0)
 """Between which shares are, and differences of two."""
+
+LEAST_SCENES = 10
+"""Of fewer scenes nothing can be said about others; see `draws`."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,31 @@ def bootstrap(
     means = data[_drawn(len(data), resamples, seed)].mean(1)
     low, high = np.percentile(means, (2.5, 97.5))
     return Interval(float(data.mean()), float(low), float(high))
+
+
+def draws(scenes: Sequence[tuple[Hashable, Hashable]]) -> list[Hashable]:
+    """Of each picture which draw of the bootstrap it belongs to.
+
+    Pictures of one scene with several noises are alike: intervals that took them for independent
+    would be too narrow for scenes that nobody has drawn yet. So a scene is one draw with all its
+    noises, unless there are fewer than `LEAST_SCENES`; then each scene with one noise is a draw.
+
+    Args:
+        scenes: by picture the scene and the noise.
+    """
+    enough = len({scene for scene, _ in scenes}) >= LEAST_SCENES
+    return [scene if enough else (scene, noise) for scene, noise in scenes]
+
+
+def over_scenes(
+    scenes: Sequence[tuple[Hashable, Hashable]], values: Iterable[float],
+    bounds: tuple[float, float] | None = None,
+) -> Interval:  # fmt: skip
+    """The mean of the pictures' values with an interval over `draws`."""
+    own: dict[Hashable, list[float]] = {}
+    for draw, value in zip(draws(scenes), values):
+        own.setdefault(draw, []).append(value)
+    return bootstrap([mean(each) for each in own.values()], bounds=bounds)
 
 
 @lru_cache(maxsize=8)

@@ -1,9 +1,8 @@
 """All scores of pictures that carry how they were made."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from PIL import Image
@@ -19,7 +18,7 @@ from .findings import boxes_of, measured
 from .references import read_picture, read_references
 from .scores import Features, Scorer, features_of
 from .similarity import instances_of
-from .verdicts import OUTCOMES
+from .summary import by_method, means
 
 
 @dataclass(frozen=True)
@@ -68,8 +67,9 @@ def read_made(paths: Sequence[Path]) -> list[Made]:
 def evaluate_pictures(
     pictures: Sequence[Made], *, clip: Clip | None = None, dino: Dino | None = None,
     references: Path | Mapping[str, Features] | None = None, segmenter: Segmenter | None = None,
+    judge: Callable[[Made], Mapping[str, str] | None] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Scores of each picture, and their means.
+    """Scores of each picture, their means, and the methods beside one another.
 
     `clip_t` needs `clip` only; `clip_i` and `dino` need references too, and `instance_clip_i` and
     `instance_dino` a segmenter besides. The text of `clip_t` is the prompt with plain nouns:
@@ -84,9 +84,10 @@ def evaluate_pictures(
         references: folder with a folder of pictures for each concept, see `draw_references`; or
             their features, see `Scorer`.
         segmenter: that finds instances, in pictures and references.
+        judge: that says what becomes of the concepts, where it can; else segmenter and encoders do.
 
     Returns:
-        `pictures`, one entry for each, and `mean` over them.
+        `pictures`, one entry for each; `mean` over them; `methods`, see `summary.by_method`.
 
     Raises:
         SceneError: nothing to measure with, something that would not be used, no references of a
@@ -109,10 +110,15 @@ def evaluate_pictures(
         text = pass_prompt(made.scene.parsed, ()).text
         boxes = boxes_of(made.scene, *made.image.size)
         scores, found = measured(scorer, made.image, text, made.nouns, segmenter, boxes)
-        entry = {"picture": str(made.path), "method": made.method, **scores}
+        if found and judge and (outcomes := judge(made)):
+            found = replace(found, outcomes=dict(outcomes), blended=True)
+        entry: dict[str, Any] = {
+            "picture": str(made.path), "method": made.method, "scene": made.scene.prompt,
+            "seed": made.scene.seed, **scores,
+        }  # fmt: skip
         entry |= found.as_dict() if found else {}
         entries.append(entry)
-    return {"pictures": entries, "mean": _means(entries)}
+    return {"pictures": entries, "mean": means(entries), "methods": by_method(entries)}
 
 
 def known_features(
@@ -160,23 +166,4 @@ def _instances(
     found = [own[0].image for image in images if (own := instances_of(image, noun, segmenter))]
     if not found:
         raise SceneError(f"no {noun} is found in any reference picture of {concept!r}")
-    return found
-
-
-def _means(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Of every score, over the pictures that have it."""
-    found: dict[str, Any] = {}
-    for name in ("clip_t", "clip_i", "dino", "instance_clip_i", "instance_dino"):
-        rows = [entry[name] for entry in entries if name in entry]
-        keys = ("cosine", "score") if name == "clip_t" else ("min", "avg", "max")
-        if rows:
-            values = {key: [row[key] for row in rows if row[key] is not None] for key in keys}
-            found[name] = {key: mean(own) if own else None for key, own in values.items()}
-            if name.startswith("instance"):
-                found[name]["missing"] = sum(len(row["missing"]) for row in rows)
-    if outcomes := [o for entry in entries for o in entry.get("outcomes", {}).values()]:
-        found["outcomes"] = {kind: outcomes.count(kind) / len(outcomes) for kind in OUTCOMES}
-    for kind in ("iou", "containment"):
-        if own := [value for entry in entries for value in entry.get(kind, {}).values()]:
-            found[kind] = mean(own)
     return found

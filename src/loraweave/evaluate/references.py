@@ -50,7 +50,7 @@ def own_scene(scene: Scene, name: str) -> Scene:
 
 def draw_references(
     pipe: StableDiffusionPipeline, scene: Scene, folder: Path, count: int = COUNT,
-    allow_pickle: bool = False,
+    allow_pickle: bool = False, allow_partial: bool = False,
 ) -> int:  # fmt: skip
     """Draw `folder/NAME/000.png` and so on, with seeds from 0; those that are there stay.
 
@@ -59,7 +59,7 @@ def draw_references(
         scene: whose concepts are drawn, each alone, square and of the model's own size.
         folder: where they go.
         count: of each concept.
-        allow_pickle: read LoRA files that are pickles too.
+        allow_pickle, allow_partial: see `compose`.
 
     Returns:
         How many were drawn.
@@ -80,7 +80,7 @@ def draw_references(
     for own, seed, path in track(jobs, "references", total=len(jobs)):
         output = compose(
             pipe, own.replace(seed=seed), method="merge", progress=False, allow_pickle=allow_pickle,
-            generator=torch.Generator().manual_seed(seed),
+            allow_partial=allow_partial, generator=torch.Generator().manual_seed(seed),
         )  # fmt: skip
         output.save(path)
     return len(jobs)
@@ -118,7 +118,8 @@ def read_references(folder: Path, names: Sequence[str]) -> dict[str, list[Image.
     """The pictures in `folder/NAME`, by concept.
 
     Raises:
-        SceneError: none of a concept, or one that is no picture.
+        SceneError: none of a concept, one that is no picture, or one that is gone from among those
+            that `draw_references` made.
     """
     found = {}
     for name in names:
@@ -128,6 +129,12 @@ def read_references(folder: Path, names: Sequence[str]) -> dict[str, list[Image.
             raise SceneError(
                 f"no reference picture of {name!r} in {own}; draw some with `loraweave "
                 "references`, or put PNGs there"
+            )
+        expected = {f"{number:03d}.png" for number in range(len(paths))}
+        if (own / NOTE).is_file() and (gone := expected - {path.name for path in paths}):
+            raise SceneError(
+                f"the reference picture {own / min(gone)} is missing; `loraweave references` draws "
+                "it again"
             )
         found[name] = [read_picture(path) for path in paths]
     return found

@@ -6,7 +6,7 @@ a thing to wear and a relation are outcomes of their own, beside those of the co
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +20,9 @@ from .judge import Instance, load_judge
 from .judge.extras import place_in, stands, wears
 from .prompts import PLAIN_SUBJECT
 from .scenes import ConceptScene
-from .scoring import SCORES, Looking, load_scorer
+from .scoring import SCORES, Looking, load_scorer, shipped_names
 from .style_reader import load_style_reader
+from .world.styles import STYLES
 
 RELATION = "relation"
 """What the outcome of a relation is called."""
@@ -170,3 +171,28 @@ class SceneJudge:
         if wearer in have:
             return "right" if have == {wearer} else "duplicated"
         return "swapped" if have else "missing"
+
+
+class LoraJudge:
+    """The judge, of pictures whose concepts are known by their LoRAs' files."""
+
+    def __init__(self) -> None:
+        self._judge = SceneJudge()
+
+    def outcomes(
+        self, image: Image.Image, concepts: Sequence[str], hashes: Mapping[str, str]
+    ) -> dict[str, str] | None:
+        """By concept what becomes of it; None if a concept's LoRA does not ship, or is one of two.
+
+        Args:
+            image: the picture.
+            concepts: of its scene.
+            hashes: of all LoRAs of the scene the SHA-256 of their files, by name.
+        """
+        shipped = {name: shipped_names().get(sha256, "") for name, sha256 in hashes.items()}
+        own = {name: shipped.get(name, "") for name in concepts}
+        if not set(own.values()) <= set(KNOWN) or len(set(own.values())) < len(own):
+            return None
+        style = next((name for name in shipped.values() if name in STYLES), None)
+        found = self._judge.subjects(image, ConceptScene(tuple(own.values()), "", 0, style=style))
+        return {name: found[0][lora] for name, lora in own.items()}

@@ -70,8 +70,7 @@ def shipped_references(hashes: Mapping[str, str]) -> Mapping[str, Features]:
         SceneError: a LoRA that does not ship, or is no concept.
         ModelNotFound: see `load_scorer`.
     """
-    known = load_scorer().known
-    names = {hashlib.sha256(lora_file(n).read_bytes()).hexdigest(): n for n in lora_names()}
+    known, names = load_scorer().known, shipped_names()
     found: dict[str, dict] = {score: {} for score in SCORES}
     for concept, sha256 in hashes.items():
         name = names.get(sha256)
@@ -83,6 +82,12 @@ def shipped_references(hashes: Mapping[str, str]) -> Mapping[str, Features]:
         for score in SCORES:
             found[score][concept] = known[score][name]
     return found
+
+
+@cache
+def shipped_names() -> dict[str, str]:
+    """Names of the LoRAs that ship, by the SHA-256 of their files."""
+    return {hashlib.sha256(lora_file(n).read_bytes()).hexdigest(): n for n in lora_names()}
 
 
 @cache
