@@ -235,7 +235,7 @@ def test_command_line(tmp_path):
         (["grid", "pairs", tmp_path / "g.png", "--methods", ","], "names no method"),
         (["check", "composlora"], "and the manifests clora, composlora_anime"),
         (["papers", "1a", "--results", tmp_path / "none"], "no results in"),
-        (["run", "pairs", "--methods", "true_masks", "--set", "true_masks.x=1"], "no setting 'x'"),
+        (["run", "pairs", "--methods", "true_masks", "--set", "true_masks.x=1"], "none of the methods"),
     ):
         bad = CliRunner().invoke(app, ["bench", *map(str, command)])
         assert bad.exit_code == 2, command
