@@ -15,9 +15,9 @@ from loraweave.bench.rates import FAILURES
 from loraweave.bench.run import result_file
 from loraweave.bench.suites import read_suite, suite_names
 from loraweave.cli import app
-from loraweave.layout.boxes import intersection_over_union
+from loraweave.layout.boxes import containment, intersection_over_union
 from loraweave.miniature.judge import load_judge
-from loraweave.miniature.scenes import scenes
+from loraweave.miniature.scenes import LEAST_CROWDED, SceneRule, scenes
 
 SHARES = ("success", "right", *FAILURES)
 TOLD = {*SHARES, *(f"{kind}_ci" for kind in SHARES)}
@@ -217,6 +217,21 @@ def test_boxes_that_scenes_do_not_have_are_missed_before_anything_is_drawn():
     assert suite_jobs("boxes2", ["lora_composer"], settings=regions)
 
 
+def test_crowded_scenes_have_boxes_that_overlap():
+    suite = read_suite("overlap")
+    assert all(scene.crowded for scene in suite.drawn("quick", "report"))
+    for scene in suite.drawn("full", "report"):
+        first, second = scene.boxes().values()
+        assert containment(first, second) >= LEAST_CROWDED
+        assert intersection_over_union(first, second) < 0.5, "each is in its own box only"
+    (job,) = suite_jobs("overlap", ["merge"], "full", first=1)
+    assert job.description()["crowded"] is True
+    (other,) = suite_jobs("boxes2", ["merge"], "full", first=1)
+    assert "crowded" not in other.description(), "keys of results before stay"
+    with pytest.raises(SceneError, match="crowded: true is for placed: true with 2 concepts"):
+        SceneRule(name="x", concepts=3, placed=True, crowded=True)
+
+
 def test_nothing_to_report(jobs, tmp_path):
     with pytest.raises(SceneError, match="nothing of this is finished"):
         report(jobs, tmp_path)
@@ -235,7 +250,10 @@ def test_command_line(tmp_path):
         (["grid", "pairs", tmp_path / "g.png", "--methods", ","], "names no method"),
         (["check", "composlora"], "and the manifests clora, composlora_anime"),
         (["papers", "1a", "--results", tmp_path / "none"], "no results in"),
-        (["run", "pairs", "--methods", "true_masks", "--set", "true_masks.x=1"], "none of the methods"),
+        (
+            ["run", "pairs", "--methods", "true_masks", "--set", "true_masks.x=1"],
+            "none of the methods",
+        ),
     ):
         bad = CliRunner().invoke(app, ["bench", *map(str, command)])
         assert bad.exit_code == 2, command
@@ -245,7 +263,7 @@ def test_command_line(tmp_path):
 def test_placed_scenes_have_tight_boxes_and_room_for_everybody():
     for suite in map(read_suite, suite_names()):
         for scene in scenes(suite, "report", 2):
-            assert scene.placed == (suite.name[:5] == "boxes" or suite.name == "attributes")
+            assert scene.placed == (suite.name.startswith(("boxes", "attributes", "overlap")))
             if not scene.placed:
                 assert scene.width == 128
                 continue
@@ -257,6 +275,8 @@ def test_placed_scenes_have_tight_boxes_and_room_for_everybody():
                     round(edge * side) for edge, side in zip(box, (scene.width, 128) * 2)
                 )
                 assert mask[y0:y1, x0:x1].sum() == mask.sum()
+                if scene.crowded:  # a part may be hidden
+                    continue
                 for edge in (mask[y0], mask[y1 - 1], mask[:, x0], mask[:, x1 - 1]):
                     assert edge.any(), "no room around the subject"
     assert [read_suite(f"boxes{n}").drawn("quick", "report")[0].width for n in (2, 3, 4, 5)] == [

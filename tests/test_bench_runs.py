@@ -16,9 +16,10 @@ from typer.testing import CliRunner
 from loraweave import MethodError
 from loraweave.bench import engines, run_jobs, suite_jobs
 from loraweave.bench.engines import Finished, finished_jobs
-from loraweave.bench.run import read_results, result_file
+from loraweave.bench.run import picture_files, read_results, result_file
 from loraweave.cli import app
 from loraweave.miniature.judged import SceneDrawer
+from loraweave.output import read_png_record
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def test_failed_jobs_are_listed_and_the_status_is_1(tmp_path, monkeypatch):
     assert result.exit_code == 1
     assert "1 jobs run, 0 were finished before" in result.output
     (job,) = suite_jobs("boxes2", ["masked"], steps=1, first=1)
-    assert f"failed: masked, {', '.join(job.scene.names)}" in result.stderr
+    assert f"failed: boxes2, masked, {', '.join(job.scene.names)}" in result.stderr
     assert f"seed {job.scene.seed}: MemoryError: no room" in result.stderr
     monkeypatch.undo()
     again = CliRunner().invoke(app, [*command, "--json"])
@@ -129,7 +130,7 @@ jobs = suite_jobs("boxes2", ["merge", "masked"], steps=1, first=3)
 for line in sys.stdin:
     folder, patience = line.split()
     if not (child := os.fork()):
-        run_jobs(jobs, Path(sys.argv[1]) / folder)
+        run_jobs(jobs, Path(sys.argv[1]) / folder, keep=True)
         os._exit(0)
     time.sleep(float(patience))
     os.kill(child, signal.SIGKILL)
@@ -148,6 +149,10 @@ def test_killed_at_any_moment_it_goes_on(jobs, expected, tmp_path):
             p.stdin.flush()
             killed += int(p.stdout.readline()) == signal.SIGKILL
             found = written(tmp_path / str(folder), jobs)
+            for job in jobs:  # pictures come first, and whole
+                (path,) = picture_files(tmp_path / str(folder), job)
+                assert path.is_file() or job.key not in found
+                assert not path.is_file() or read_png_record(path)
             assert found.items() <= expected.items()
             assert len(found) >= finished, "what was finished stays finished"
             finished = len(found)

@@ -28,7 +28,7 @@ from .suites import SIZES, Size, read_suite, suite_names
 
 LATER: Mapping[str, Any] = {
     "placed": False, "attribute": None, "place": None, "worn": None, "relation": None, "wording": 0,
-    "device": "cpu", "scheduler": None, "dtype": "float32",
+    "crowded": False, "device": "cpu", "scheduler": None, "dtype": "float32",
 }  # fmt: skip
 LATER_SETTINGS: Mapping[str, Any] = {
     "update_every": 1, "mask_until": None, "frozen": "passes", "unconditional": "own",

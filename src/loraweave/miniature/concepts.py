@@ -96,11 +96,11 @@ KNOWN: dict[str, ConceptSpec] = CONCEPTS | HELD_OUT
 
 def draw_subjects(
     subjects: Sequence[Subject], background: str, seed: int, size: int = 128,
-    width: int | None = None,
+    width: int | None = None, overlap: float = 0.0,
 ) -> Rendering:  # fmt: skip
     """A scene with these individuals, left to right, placed by `seed`; square without a width."""
     rng, width = random.Random(f"concepts {seed}"), width or size
-    placed = place_subjects(rng, subjects, mirrored=0.0, aspect=width / size)
+    placed = place_subjects(rng, subjects, mirrored=0.0, aspect=width / size, overlap=overlap)
     return render(Drawing(placed, background, rng.randrange(2**31)), width, size)
 
 

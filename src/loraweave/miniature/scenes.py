@@ -12,12 +12,12 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from ..errors import SceneError
-from ..layout.boxes import Box, tight_box
+from ..layout.boxes import Box, containment, tight_box
 from ..lora_ref import Data
 from .concepts import CONCEPTS, HELD_OUT, KNOWN, draw_subjects
 from .extras import EXTRAS, WEARERS
 from .prompts import PLAIN_SUBJECT, enumerated, marked
-from .world import BACKGROUNDS, COLOURS, Rendering, Subject
+from .world import BACKGROUNDS, COLOURS, Rendering, Subject, render
 from .world.captions import PLACES
 from .world.styles import STYLES
 
@@ -45,6 +45,7 @@ class SceneRule(Data):
         classes: whether they are of different classes, or of one.
         pool: `held_out` concepts are in no other suite, so nothing was tuned on them.
         placed: every concept has a box; where it is depends on the scene's seed.
+        crowded: of placed scenes with two concepts, that their boxes overlap: one stands in front.
         adds: besides the concepts a `style` LoRA; a `place` or an `accessory` LoRA with words of
             its own; a subject without a LoRA that has an `attribute`, its colour; or a `relation`
             of two concepts ("left of").
@@ -56,6 +57,7 @@ class SceneRule(Data):
     classes: Literal["different", "same"] = "different"
     pool: Literal["usual", "held_out"] = "usual"
     placed: bool = False
+    crowded: bool = False
     adds: Literal["style", "place", "accessory", "attribute", "relation"] | None = None
     wordings: bool = False
 
@@ -67,6 +69,8 @@ class SceneRule(Data):
             raise SceneError("relations and wordings are of 2 concepts")
         if self.adds is not None and self.wordings:
             raise SceneError("give wordings or something that scenes add, not both")
+        if self.crowded and (self.concepts != 2 or not self.placed or self.adds is not None):
+            raise SceneError("crowded: true is for placed: true with 2 concepts and no adds")
         if self.placed and self.adds in ("style", "relation"):
             raise SceneError(f"whether boxes are kept cannot be judged with adds: {self.adds}")
         if self.concepts + (self.adds == "attribute") > MOST:
@@ -78,6 +82,8 @@ class SceneRule(Data):
 
 MOST = 5
 """Subjects of a scene."""
+LEAST_CROWDED = 0.1
+"""Share of one box that lies in the other where they overlap."""
 PAIRS = SceneRule(name="pairs", concepts=2)
 
 
@@ -96,6 +102,7 @@ class ConceptScene:
         worn: a LoRA of a thing to wear, and the concept that wears it.
         relation: of the first concept to the second.
         wording: number in `WORDINGS`.
+        crowded: the boxes overlap.
     """
 
     names: tuple[str, ...]
@@ -108,6 +115,7 @@ class ConceptScene:
     worn: tuple[str, str] | None = None
     relation: str | None = None
     wording: int = 0
+    crowded: bool = False
 
     @property
     def extras(self) -> tuple[str, ...]:
@@ -154,7 +162,9 @@ class ConceptScene:
             kind, colour = self.attribute
             body = COLOURS[colour]
             subjects.append(Subject(kind, body, body, colour_name=colour))
-        return draw_subjects(subjects, self.background, self.seed, width=self.width)
+        return draw_subjects(
+            subjects, self.background, self.seed, width=self.width, overlap=float(self.crowded)
+        )
 
     def alone(self, name: str) -> "ConceptScene":
         """The same with one of its concepts only."""
@@ -165,7 +175,15 @@ class ConceptScene:
         """Of each concept's subject in the drawing, as tight as it gets: left, top, right, bottom
         as fractions of the picture."""
         names = self.names if self.attribute is None else (*self.names, PLAIN_SUBJECT)
-        return {name: tight_box(mask) for name, mask in zip(names, self.drawing().masks)}
+        drawing = self.drawing()
+        masks = list(drawing.masks)
+        if self.crowded:  # of each as if nobody stood in front of it
+            height, width = masks[0].shape
+            masks = [
+                render(replace(drawing.drawing, subjects=(one,)), width, height).masks[0]
+                for one in drawing.drawing.subjects
+            ]
+        return {name: tight_box(mask) for name, mask in zip(names, masks)}
 
     def prompt_of(self, names: Sequence[str]) -> str:
         """The prompt with some of the concepts."""
@@ -207,13 +225,22 @@ def scenes(rule: SceneRule, split: Split, count: int, seeds: int = 1) -> list[Co
             names = rng.sample(rng.choice(list(kinds.values())), rule.concepts)
         else:
             names = [rng.choice(kinds[kind]) for kind in rng.sample(list(kinds), rule.concepts)]
-        bare = ConceptScene(tuple(names), rng.choice(BACKGROUNDS), 0, placed=rule.placed)
+        bare = ConceptScene(
+            tuple(names), rng.choice(BACKGROUNDS), 0, placed=rule.placed, crowded=rule.crowded
+        )
         scene = _with_addition(bare, rule, kinds, rng)
         for _ in range(seeds):
             seed = rng.randrange(2**31)
+            while scene.crowded and not _overlap(replace(scene, seed=seed)):
+                seed = rng.randrange(2**31)
             for wording in range(len(WORDINGS) if rule.wordings else 1):
                 made.append(replace(scene, seed=seed, wording=wording))
     return made
+
+
+def _overlap(scene: ConceptScene) -> bool:
+    first, second = scene.boxes().values()
+    return containment(first, second) >= LEAST_CROWDED
 
 
 def _kinds(rule: SceneRule) -> dict[str, list[str]]:
