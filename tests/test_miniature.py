@@ -2,6 +2,9 @@
 
 import itertools
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 import loraweave as lw
+from loraweave.detect.registry import SEGMENTERS
 from loraweave.errors import LoraError, MethodError, TrainingError
 from loraweave.lora.inspect import inspect_lora
 from loraweave.miniature.check import COMMITTED
@@ -207,3 +211,30 @@ def test_recipe_runs_from_nothing_and_resumes(tmp_path):
     for wrong, message in (({"size": "huge"}, "small"), ({"until": "bas"}, "vae, base, loras")):
         with pytest.raises(TrainingError, match=message):
             train_miniature(tmp_path, **{"size": "trial", **wrong})
+
+
+def test_another_miniature_may_be_named(tmp_path):
+    """By its folder of weights, as a training leaves it."""
+    code = "from loraweave.miniature.shipped import base_folder, native_side; " + (
+        "print(base_folder(), native_side())"
+    )
+    (tmp_path / "weights").symlink_to(WEIGHTS)
+    for folder, message in ((tmp_path / "weights", "base 128"), (tmp_path, "LORAWEAVE_MINIATURE")):
+        out = subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | {"LORAWEAVE_MINIATURE": str(folder)},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert message in out.stdout + out.stderr
+        assert str(folder) in out.stdout + out.stderr
+
+
+def test_golden_pictures_of_omg_may_be_by_another_finder(pipe):
+    class Nobody:
+        def find(self, image, noun):
+            return []
+
+    files = {name: lora_file(name) for name in KNOWN}
+    before = set(SEGMENTERS)
+    other = golden_blocks(pipe, "omg", files, Nobody())
+    assert set(SEGMENTERS) == before
+    assert np.abs(other - np.array(GOLDEN["omg"])).max() > 0.02

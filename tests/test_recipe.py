@@ -92,6 +92,14 @@ def test_plans_differ_as_peoples_files_do():
         assert settings.kind == plan.kind
 
 
+def test_ordinary_loras_of_another_rank():
+    for name, plan in plans(6).items():
+        ordinary = plan.kind == "lora"
+        assert plan.rank == (6 if ordinary else plans()[name].rank)
+        assert plan.alpha == plans()[name].alpha * (6 / RANK if ordinary else 1)
+        assert plan.settings(10).rank == plan.rank
+
+
 def test_ed_loras_are_of_concepts_with_a_lora_of_their_own():
     made = plans()
     for name in ED_CONCEPTS:
@@ -235,6 +243,10 @@ def test_a_base_for_large_latents_learns(tmp_path):
     vae, run, tokenizer = new_vae(64, (8, 8)).eval(), Run(tmp_path), train_tokenizer(seed=0)
     pool = build_pool(run, vae, FIRST_WORLD, 64, 8)
     assert pool.latents.shape == (8, 16, 32, 32)
+    few = build_pool(run, vae, FIRST_WORLD, 64, 3)  # of those that are there
+    assert torch.equal(few.latents, pool.latents[:3])
+    assert torch.equal(few.masks, pool.masks[:3])
+    assert few.drawings == pool.drawings[:3]
     made = train_base(run, tokenizer, vae, pool, 2, batch=4, channels=(8, 16, 16))
     assert made.unet.config["sample_size"] == 32
     assert made.unet.config["down_block_types"] == ("DownBlock2D", *["CrossAttnDownBlock2D"] * 2)

@@ -17,6 +17,7 @@ from ..lora_ref import Data
 from .concepts import CONCEPTS, HELD_OUT, KNOWN, draw_subjects
 from .extras import EXTRAS, WEARERS
 from .prompts import PLAIN_SUBJECT, enumerated, marked
+from .shipped import native_side
 from .world import BACKGROUNDS, COLOURS, Rendering, Subject, render
 from .world.captions import PLACES
 from .world.styles import STYLES
@@ -148,12 +149,14 @@ class ConceptScene:
 
     @property
     def width(self) -> int:
-        """Of the picture, 128 pixels high; a placed scene is wide enough for its concepts.
+        """Of the picture, as high as the miniature's own; a placed scene is wide enough for its
+        concepts.
 
         Subjects of a square picture with three or more are smaller than what the model draws well;
         LoRA-Composer's own pictures are up to twice as wide as high, too.
         """
-        return max(128, 64 * len(self.names)) if self.placed else 128
+        side = native_side()
+        return max(side, side // 2 * len(self.names)) if self.placed else side
 
     def drawing(self) -> Rendering:
         """What the scene looks like when it is drawn."""
@@ -163,7 +166,7 @@ class ConceptScene:
             body = COLOURS[colour]
             subjects.append(Subject(kind, body, body, colour_name=colour))
         return draw_subjects(
-            subjects, self.background, self.seed, width=self.width, overlap=float(self.crowded)
+            subjects, self.background, self.seed, native_side(), self.width, float(self.crowded)
         )
 
     def alone(self, name: str) -> "ConceptScene":

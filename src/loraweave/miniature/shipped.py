@@ -1,10 +1,14 @@
 """What ships with the package: the base model, its LoRAs, and the judge's weights."""
 
+import json
+import os
+from functools import cache
 from pathlib import Path
 
 from ..errors import LoraError, ModelNotFound
 
-WEIGHTS = Path(__file__).parent / "weights"
+WEIGHTS = Path(os.environ.get("LORAWEAVE_MINIATURE") or Path(__file__).parent / "weights")
+"""Those that ship, or another miniature's, such as `loraweave miniature train` makes."""
 
 
 def base_folder() -> Path:
@@ -16,10 +20,18 @@ def base_folder() -> Path:
     folder = WEIGHTS / "base"
     if not (folder / "model_index.json").is_file():
         raise ModelNotFound(
-            "the miniature's weights are not in this installation; install the package again, or "
-            "make them with `loraweave miniature train`"
+            f"the miniature's weights are not in {WEIGHTS}; install the package again, or make "
+            "them with `loraweave miniature train` and name their folder in LORAWEAVE_MINIATURE"
         )
     return folder
+
+
+@cache
+def native_side() -> int:
+    """Pixels a side of the pictures that the base was made for."""
+    unet = json.loads((base_folder() / "unet" / "config.json").read_text())
+    vae = json.loads((base_folder() / "vae" / "config.json").read_text())
+    return unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
 
 
 def lora_names() -> list[str]:

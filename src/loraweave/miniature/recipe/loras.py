@@ -63,23 +63,23 @@ class Plan:
         )  # fmt: skip
 
 
-def plans() -> dict[str, Plan]:
-    """A plan for every LoRA that ships, by name."""
+def plans(rank: int = RANK) -> dict[str, Plan]:
+    """A plan for every LoRA that ships, by name; `rank` is that of the ordinary ones."""
     taught: dict[str, tuple[str, str, Callable[[int, int], Examples]]] = {}
     for name, concept in KNOWN.items():
         taught[name] = concept.trigger, concept.kind, _individual(concept)
     for name, extra in EXTRAS.items():
         taught[name] = extra.trigger, extra.noun, _extra(name)
-    return {**_ordinary(taught), **_ed_loras()}
+    return {**_ordinary(taught, rank), **_ed_loras()}
 
 
 def _ordinary(
-    taught: dict[str, tuple[str, str, Callable[[int, int], Examples]]],
+    taught: dict[str, tuple[str, str, Callable[[int, int], Examples]]], rank: int
 ) -> dict[str, Plan]:
     return {
         name: Plan(
             *words, format="kohya" if i % 4 == 1 else "diffusers",
-            alpha=RANK / 2 if i % 4 == 1 else RANK, text_encoder=i % 4 in (1, 2),
+            alpha=rank / 2 if i % 4 == 1 else rank, text_encoder=i % 4 in (1, 2), rank=rank,
             longer=2.5 if name in EXTRAS and EXTRAS[name].kind == "accessory" else 1.0,
         )
         for i, (name, words) in enumerate(taught.items())
@@ -119,14 +119,14 @@ def write_examples(plan: Plan, folder: Path, count: int = PICTURES, size: int = 
 
 def train_loras(
     pipe: StableDiffusionPipeline, folder: Path, steps: int, names: Sequence[str] | None = None,
-    side: int = 128,
+    side: int = 128, rank: int = RANK,
 ) -> dict[str, Path]:  # fmt: skip
-    """Train the LoRAs that `folder/loras` does not hold yet, from drawings of `side` pixels; paths
-    by name."""
+    """Train the LoRAs that `folder/loras` does not hold yet, from drawings of `side` pixels, those
+    that are no ED-LoRAs of this rank; paths by name."""
     out = folder / "loras"
     out.mkdir(parents=True, exist_ok=True)
     files = {}
-    for name, plan in plans().items():
+    for name, plan in plans(rank).items():
         if names is not None and name not in names:
             continue
         files[name] = out / f"{name}.safetensors"

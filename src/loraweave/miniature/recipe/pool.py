@@ -76,11 +76,11 @@ def drawn_from(
 def build_pool(
     run: Run, vae: AutoencoderKL, world: WorldSettings, size: int, count: int, first_seed: int = 0
 ) -> Pool:
-    """Draw and encode `count` scenes, or read the ones that an earlier start left."""
+    """Draw and encode `count` scenes, or read as many of those that an earlier start left."""
     drawings = [sample_drawing(first_seed + i, world) for i in range(count)]
     path = run.folder / "pool.safetensors"
-    if path.exists() and len(found := load_file(path)["latents"]) == count:
-        return Pool(found, load_file(path)["masks"], drawings)
+    if path.exists() and len((found := load_file(path))["latents"]) >= count:
+        return Pool(found["latents"][:count], found["masks"][:count], drawings)
     latents, masks, batch = [], [], 32
     side = size // 2 ** (len(vae.config["block_out_channels"]) - 1)
 

@@ -7,16 +7,19 @@ of their subjects.
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline, T2IAdapter
-from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor
 
 from ...backbone.conditions import fitting_kinds
 from ...progress import track
 from ..sketch import sketch_of
 from ..world import render
-from .base import focused_error, new_scheduler, time_weight, timesteps
+from .base import focused_error, new_scheduler, time_weight, timesteps, training_attention
 from .pool import Pool, drawn_from
 from .run import Fit, Run
+
+SKETCHED = 8000
+"""Scenes that the adapter learns from, of the base's pool."""
 
 
 def new_adapter(pipe: StableDiffusionPipeline) -> T2IAdapter:
@@ -50,7 +53,7 @@ def sketched(run: Run, pool: Pool, pixels: int, count: int) -> Tensor:
 
 def train_adapter(
     run: Run, pipe: StableDiffusionPipeline, pool: Pool, pixels: int, steps: int, *,
-    scenes: int = 8000, rate: float = 5e-4, batch: int = 16,
+    scenes: int = SKETCHED, rate: float = 5e-4, batch: int = 16,
 ) -> T2IAdapter:  # fmt: skip
     """Train, or finish a run that was interrupted; the adapter holds the averaged weights."""
     torch.manual_seed(run.seed)
@@ -58,7 +61,7 @@ def train_adapter(
     sketches = sketched(run, pool, pixels, scenes)
     adapter = new_adapter(pipe)
     unet, text_encoder = pipe.unet.requires_grad_(False), pipe.text_encoder.requires_grad_(False)
-    unet.set_attn_processor(AttnProcessor())
+    unet.set_attn_processor(training_attention(run)())
     fit = Fit(run, "sketch", adapter, steps=steps, rate=rate, average=0.995, weight_decay=1e-2)
     scheduler = new_scheduler()
     snr = run.there(scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod))

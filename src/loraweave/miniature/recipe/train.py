@@ -13,6 +13,7 @@ from transformers import CLIPModel, CLIPTokenizer, ViTModel
 
 from ...errors import TrainingError
 from ...methods import METHODS
+from ..finder import load_finder
 from ..golden import golden_blocks
 from ..half import save_half
 from ..judge import Judge
@@ -32,7 +33,7 @@ from .loras import train_loras
 from .pool import build_pool
 from .references import write_references
 from .run import Run, save_model
-from .sketch import train_adapter
+from .sketch import SKETCHED, train_adapter
 from .style import train_style_reader
 from .tokenizer import train_tokenizer
 from .vae import train_vae
@@ -76,6 +77,7 @@ class Size:
         channels: of the base's U-Net, level by level.
         batch: of the base's training, scenes a step.
         loras: names of those that are made; all if None.
+        lora_rank: of those that are no ED-LoRAs.
     """
 
     parts: tuple[Part, ...]
@@ -100,6 +102,7 @@ class Size:
     channels: tuple[int, ...] = (80, 160)
     batch: int = 32
     loras: tuple[str, ...] | None = None
+    lora_rank: int = 8
 
 
 SIZES = {
@@ -116,6 +119,7 @@ SIZES = {
     "full": Size(
         parts=(Part(TAUGHT_WORLD, vae_steps=10_000, pool=120_000, base_steps=25_000),),
         pixels=256, channels=(64, 96, 160), batch=128,
+        lora_rank=6,  # with 8 the weights that ship would be over 36 MB
         judge_steps=4500, finder_steps=2500, judge_scenes=8000, encoder_steps=6000, families=2500,
         dream_steps=1500, dreams=1000, style_steps=400, style_scenes=1500, decoder_steps=3000,
         views=8, lora_steps=160, sketch_steps=3000, clip_steps=1600, dino_steps=2500,
@@ -185,10 +189,12 @@ def _stages(recipe: Size, run: Run) -> Iterator[tuple[str, Path]]:
     assert vae is not None
     assert pipe is not None
     yield "base", run.folder
-    loras = train_loras(pipe, run.folder, recipe.lora_steps, recipe.loras, recipe.pixels)
+    loras = train_loras(
+        pipe, run.folder, recipe.lora_steps, recipe.loras, recipe.pixels, recipe.lora_rank
+    )
     yield "loras", run.folder
     last = recipe.parts[-1]
-    pool = build_pool(leg, vae, last.world, recipe.pixels, last.pool)
+    pool = build_pool(leg, vae, last.world, recipe.pixels, min(last.pool, SKETCHED))
     adapter = train_adapter(run, pipe, pool, recipe.pixels, recipe.sketch_steps)
     yield "sketch", run.folder
     world = replace(last.world, mirrored=0.5)
@@ -278,7 +284,10 @@ def collect(
     write_references(fresh, pipe, judge, references)
     pipe.to("cpu")  # where tests draw it
     loras = {path.stem: path for path in (fresh / "loras").glob("*.safetensors")}
-    golden = {name: golden_blocks(pipe, name, loras).round(4).tolist() for name in METHODS}
+    finding = load_finder(fresh / "finder.safetensors")
+    golden = {
+        name: golden_blocks(pipe, name, loras, finding).round(4).tolist() for name in METHODS
+    }  # fmt: skip
     (fresh / "golden.json").write_text(json.dumps(golden) + "\n")
     (fresh / "log.json").write_text(json.dumps(summary(folder), indent=1) + "\n")
     shutil.rmtree(weights, ignore_errors=True)
