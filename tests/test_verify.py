@@ -128,3 +128,12 @@ def test_several_suites_in_one_run(tmp_path):
     mixed = told("run", "pairs", "clora", *few)
     assert mixed.exit_code == 2
     assert "in another command" in mixed.stderr
+
+
+def test_that_the_picture_is_cut_into_strips_is_said(tmp_path):
+    few = ["--methods", "masked,merge", "--steps", 1, "--scenes", 1, "--results", tmp_path]
+    result = told("run", "pairs", *few)
+    assert result.exit_code == 0, result.stderr
+    assert "note: masked need places" in result.stderr
+    assert "note" not in told("run", "pairs", *few, "--set", "masked.layout=strips").stderr
+    assert "note" not in told("run", "boxes2", *few).stderr

@@ -132,6 +132,13 @@ def run(
                 device=device, scheduler=scheduler, dtype=dtype,
             )
         ]  # fmt: skip
+        striped = {job.method for job in jobs if job.settings.get("layout") == "strips"}
+        if untold := [name for name in names if name in striped and "layout" not in own[name]]:
+            typer.echo(
+                f"note: {', '.join(untold)} need places; where scenes have no boxes the picture "
+                "is cut into strips from left to right (layout=strips)",
+                err=True,
+            )
     silence_libraries()
     counts = run_jobs(jobs, results, engine, workers, keep, flops, refresh)
     if as_json:
