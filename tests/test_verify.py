@@ -134,6 +134,6 @@ def test_that_the_picture_is_cut_into_strips_is_said(tmp_path):
     few = ["--methods", "masked,merge", "--steps", 1, "--scenes", 1, "--results", tmp_path]
     result = told("run", "pairs", *few)
     assert result.exit_code == 0, result.stderr
-    assert "note: masked need places" in result.stderr
+    assert "right for masked (layout=strips)" in " ".join(result.stderr.split())
     assert "note" not in told("run", "pairs", *few, "--set", "masked.layout=strips").stderr
     assert "note" not in told("run", "boxes2", *few).stderr

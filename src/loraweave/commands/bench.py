@@ -135,8 +135,8 @@ def run(
         striped = {job.method for job in jobs if job.settings.get("layout") == "strips"}
         if untold := [name for name in names if name in striped and "layout" not in own[name]]:
             typer.echo(
-                f"note: {', '.join(untold)} need places; where scenes have no boxes the picture "
-                "is cut into strips from left to right (layout=strips)",
+                "note: where scenes have no boxes, the picture is cut into strips from left to "
+                f"right for {', '.join(untold)} (layout=strips)",
                 err=True,
             )
     silence_libraries()
