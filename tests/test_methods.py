@@ -859,6 +859,7 @@ def test_methods_describe_themselves():
         told = described(method.Settings)
         assert {k: one["default"] for k, one in told.items()} == method.capabilities()["settings"]
         assert all(one["means"] and one["takes"] for one in told.values()), name
+        assert len({one["means"] for one in told.values()}) == len(told), name
 
 
 class Waits(TorchDispatchMode):

@@ -2,9 +2,11 @@
 
 import json
 
+import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from loraweave import SceneError
 from loraweave.cli import app
 from loraweave.evaluate.summary import by_method, means
 from loraweave.lora.file import file_sha256
@@ -29,6 +31,9 @@ def test_of_the_miniatures_pictures_its_judge_says_what_becomes_of_them(tmp_path
     found = judge.outcomes(picture, ["one", "two"], mixed)
     assert found == {"one": "duplicated", "two": "missing"}
     assert judge.outcomes(picture, ["one"], {"one": "of nobody"}) is None
+    assert (
+        judge.outcomes(picture, ["one"], cats | {"ink": file_sha256(lora_file("pencil"))}) is None
+    )
     twice = {"one": hashes["blackcat"], "two": hashes["blackcat"]}
     assert judge.outcomes(picture, ["one", "two"], twice) is None
     scene = "a [sks cat](blackcat) and a [zwx dog](golddog)"
@@ -68,6 +73,9 @@ def test_methods_beside_one_another_by_hand():
     assert minus["right"] == 0.5, "of the two pictures that both have"
     assert minus["right_ci"] == [-0.7628, 0.9209], "both differ alike, and they are only two"
     assert "clip_t" not in minus
+    again = entry("weave", "x", 1, "missing", "missing")
+    with pytest.raises(SceneError, match="two pictures by weave are of one prompt and seed, 1"):
+        by_method([*entries, again])
     untold = [{**one, "not_told": ["blended"]} for one in entries]
     assert "blended" not in by_method(untold)["merge"]
     told = means(untold)

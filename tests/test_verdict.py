@@ -5,7 +5,7 @@ import pytest
 
 from loraweave.bench.rates import estimate
 from loraweave.detect.components import components, joined_components, parted
-from loraweave.evaluate.bootstrap import DIFFERENCES, SHARES, bootstrap
+from loraweave.evaluate.bootstrap import DIFFERENCES, LEAST_SCENES, SHARES, bootstrap
 from loraweave.miniature.judge.verdict import Instance, Thresholds, decide
 
 KINDS = {"blackcat": "cat", "golddog": "dog"}
@@ -174,6 +174,17 @@ def test_intervals_hold_for_scenes_whose_noises_are_alike():
         inside["noises"].append(apart.low <= 0.5 <= apart.high)
     assert 0.90 <= np.mean(inside["scenes"]) <= 0.985
     assert np.mean(inside["noises"]) < np.mean(inside["scenes"]) - 0.02, "too narrow"
+
+
+def test_the_mean_is_over_pictures_however_many_a_scene_has():
+    rows = [{"job": {"scene": n, "seed": n}, "right": 0.0} for n in range(LEAST_SCENES)]
+    rows += [{"job": {"scene": 0, "seed": 100 + n}, "right": 1.0} for n in range(10)]
+    told = estimate("right", rows, lambda row: row["right"], share=True)
+    assert told["right"] == 0.5
+    assert 0 <= told["right_ci"][0] < 0.2
+    assert 0.7 < told["right_ci"][1] <= 1
+    thirds = [1 - 2 / 3, 2 / 3 - 1 / 3, 1 / 3] * 7
+    assert bootstrap(thirds, bounds=DIFFERENCES).high > 0.34, "equal but for rounding"
 
 
 def test_paired_intervals_cover_the_difference():

@@ -70,11 +70,12 @@ def current(row: Mapping[str, Any]) -> bool:
 
 def _places(found: Sequence[Row]) -> Row:
     told = estimate("in_place", found, in_place, share=True)
-    for kind, what in (
-        ("layout_iou", "places"), ("containment", "contained"), ("likeness", "likeness"),
+    for kind, what, share in (
+        ("layout_iou", "places", True), ("containment", "contained", True),
+        ("likeness", "likeness", False),
     ):  # fmt: skip
         if all(what in row for row in found):  # results before containment go without
-            told |= estimate(kind, found, lambda row, what=what: mean(row[what].values()))
+            told |= estimate(kind, found, lambda row, what=what: mean(row[what].values()), share)
     return told
 
 

@@ -254,6 +254,7 @@ class RealDrawer:
 
     def finish(self, job: RealJob) -> Judged:
         """One picture, drawn and measured."""
+        self._features({concept.name: concept.noun for concept in job.scene.concepts})
         with peak_memory(self.device) as memory:
             output = self.draw(job)
         cost = {k: round(output.info[k], 3) for k in ("seconds", "calls", "rows", "backward_rows")}
@@ -280,16 +281,15 @@ class RealDrawer:
             scores[name] = like["cosine"] if name == "clip_t" else dict(like["by_concept"])
         if found is None:
             return Findings({}, scores=scores)
-        if not found.blended:
-            raise SceneError(
-                "of a concept there are fewer than two references in which the segmenter finds its "
-                "noun, so what is blended cannot be told; draw more with `loraweave references`"
-            )
         places, contained = found.places or None, found.contained or None
         return Findings(found.outcomes, places, contained, scores=scores)
 
     def _features(self, nouns: Mapping[str, str]) -> Mapping[str, Any]:
-        """Of the references of some concepts, each read once."""
+        """Of the references of some concepts, each read once.
+
+        Raises:
+            SceneError: of one the segmenter finds too few.
+        """
         if self.setting.references is None:
             return {}
         folder = Path(self.setting.references)
@@ -297,7 +297,15 @@ class RealDrawer:
         for item in nouns.items():
             if item not in self._known:
                 own = dict([item])
-                self._known[item] = known_features(self.scorer, folder, own, self.segmenter)
+                found = known_features(self.scorer, folder, own, self.segmenter)
+                seen = min((len(found[k][item[0]]) for k in found if "instance" in k), default=2)
+                if seen < 2:
+                    raise SceneError(
+                        f"the segmenter finds a {item[1]} in {seen} of the references of "
+                        f"{item[0]!r} in {folder}; what is blended can be told from two on: draw "
+                        "more with `loraweave references`"
+                    )
+                self._known[item] = found
             for score, features in self._known[item].items():
                 merged.setdefault(score, {}).update(features)
         return merged

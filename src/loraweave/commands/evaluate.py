@@ -102,6 +102,8 @@ def evaluate(
         references=_references(references, clip, dino, made), segmenter=finder,
         judge=_judge(references, segmenter),
     )  # fmt: skip
+    if "not_compared" in found:
+        typer.echo(f"note: {found['not_compared']}", err=True)
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return

@@ -97,6 +97,7 @@ def speed(
     """
     from ..bench.speed import GUIDED, Plan, counted, measure
     from ..files import write_atomically
+    from ..miniature.shipped import native_side
     from .report import show_table
 
     if flops_only and profile:
@@ -112,7 +113,7 @@ def speed(
     # What half an hour of two cores is enough for.
     short = large and not flops_only and not device.startswith("cuda")
     counts = _numbers(loras or ("2,8" if short else "1,2,4,8"))
-    usual = 512 if large else 128
+    usual = 512 if large else native_side()
     if short:  # all graphs of eight LoRAs do not fit into 24 GB at 256
         usual = 192 if max(counts) > 4 and set(names) & set(GUIDED) else 256
     plan = Plan(

@@ -11,6 +11,8 @@ from jaxtyping import Int
 SHARES, DIFFERENCES = (0.0, 1.0), (-1.0, 1.0)
 """Between which shares are, and differences of two."""
 
+EQUAL = 1e-9
+"""Values that differ by less do so by rounding."""
 LEAST_SCENES = 10
 """Of fewer scenes nothing can be said about others; see `draws`."""
 
@@ -29,11 +31,9 @@ class Interval:
 
 
 def bootstrap(
-    values: Sequence[float],
-    resamples: int = 10_000,
-    seed: int = 0,
-    bounds: tuple[float, float] | None = None,
-) -> Interval:
+    values: Sequence[float], resamples: int = 10_000, seed: int = 0,
+    bounds: tuple[float, float] | None = None, weights: Sequence[float] | None = None,
+) -> Interval:  # fmt: skip
     """Percentile bootstrap of the mean; for a paired difference give the differences.
 
     Args:
@@ -41,8 +41,9 @@ def bootstrap(
         resamples, seed: of the bootstrap.
         bounds: between which they are known to be: (0, 1) for shares, (-1, 1) for differences of
             shares. If all values are equal, no resample differs; then each end is what the mean
-            would be if a share of 1 - .025^(1/n) of all values were at that bound, which for shares
-            is the interval of Clopper and Pearson.
+            would be if a share of 1 - .025^(1/n) of all values were at that bound. For shares that
+            are all 0, or all 1, that is the interval of Clopper and Pearson.
+        weights: of the values, such as how many pictures each is the mean of; alike if None.
 
     Raises:
         ValueError: no values.
@@ -50,13 +51,16 @@ def bootstrap(
     if not len(values):
         raise ValueError("no values to average")
     data = np.asarray(values, dtype=float)
-    if bounds is not None and data.min() == data.max():
-        value, unseen = float(data[0]), 1 - 0.025 ** (1 / len(data))
+    own = np.ones(len(data)) if weights is None else np.asarray(weights, dtype=float)
+    value = float((data * own).sum() / own.sum())
+    if bounds is not None and np.ptp(data) < EQUAL:
+        unseen = 1 - 0.025 ** (1 / len(data))
         low, high = (value + unseen * (bound - value) for bound in bounds)
         return Interval(value, low, high)
-    means = data[_drawn(len(data), resamples, seed)].mean(1)
+    drawn = _drawn(len(data), resamples, seed)
+    means = (data * own)[drawn].sum(1) / own[drawn].sum(1)
     low, high = np.percentile(means, (2.5, 97.5))
-    return Interval(float(data.mean()), float(low), float(high))
+    return Interval(value, float(low), float(high))
 
 
 def draws(scenes: Sequence[tuple[Hashable, Hashable]]) -> list[Hashable]:
@@ -81,7 +85,8 @@ def over_scenes(
     own: dict[Hashable, list[float]] = {}
     for draw, value in zip(draws(scenes), values):
         own.setdefault(draw, []).append(value)
-    return bootstrap([mean(each) for each in own.values()], bounds=bounds)
+    counts = [len(each) for each in own.values()]
+    return bootstrap([mean(each) for each in own.values()], bounds=bounds, weights=counts)
 
 
 @lru_cache(maxsize=8)

@@ -87,7 +87,8 @@ def evaluate_pictures(
         judge: that says what becomes of the concepts, where it can; else segmenter and encoders do.
 
     Returns:
-        `pictures`, one entry for each; `mean` over them; `methods`, see `summary.by_method`.
+        `pictures`, one entry for each; `mean` over them; `methods`, see `summary.by_method`, or why
+        they are `not_compared`.
 
     Raises:
         SceneError: nothing to measure with, something that would not be used, no references of a
@@ -118,7 +119,12 @@ def evaluate_pictures(
         }  # fmt: skip
         entry |= found.as_dict() if found else {}
         entries.append(entry)
-    return {"pictures": entries, "mean": means(entries), "methods": by_method(entries)}
+    told: dict[str, Any] = {"pictures": entries, "mean": means(entries), "methods": {}}
+    try:
+        told["methods"] = by_method(entries)
+    except SceneError as error:
+        told["not_compared"] = str(error)
+    return told
 
 
 def known_features(

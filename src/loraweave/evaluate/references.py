@@ -118,8 +118,8 @@ def read_references(folder: Path, names: Sequence[str]) -> dict[str, list[Image.
     """The pictures in `folder/NAME`, by concept.
 
     Raises:
-        SceneError: none of a concept, one that is no picture, or one that is gone from among those
-            that `draw_references` made.
+        SceneError: none of a concept, one that is no picture, or a gap among those that
+            `draw_references` has numbered.
     """
     found = {}
     for name in names:
@@ -130,11 +130,12 @@ def read_references(folder: Path, names: Sequence[str]) -> dict[str, list[Image.
                 f"no reference picture of {name!r} in {own}; draw some with `loraweave "
                 "references`, or put PNGs there"
             )
-        expected = {f"{number:03d}.png" for number in range(len(paths))}
-        if (own / NOTE).is_file() and (gone := expected - {path.name for path in paths}):
+        numbers = {int(path.stem) for path in paths if path.stem.isdecimal()}
+        gone = set(range(max(numbers, default=0))) - numbers
+        if gone and (own / NOTE).is_file():
             raise SceneError(
-                f"the reference picture {own / min(gone)} is missing; `loraweave references` draws "
-                "it again"
+                f"the reference picture {own / f'{min(gone):03d}.png'} is missing; `loraweave "
+                "references` draws it again"
             )
         found[name] = [read_picture(path) for path in paths]
     return found

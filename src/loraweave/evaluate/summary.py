@@ -5,6 +5,7 @@ from functools import partial
 from statistics import mean
 from typing import Any
 
+from ..errors import SceneError
 from .bootstrap import DIFFERENCES, SHARES, over_scenes
 from .verdicts import OUTCOMES
 
@@ -46,10 +47,20 @@ def by_method(entries: Sequence[Entry]) -> dict[str, dict[str, Any]]:
 
     Args:
         entries: of pictures; `scene` and `seed` say which belong together.
+
+    Raises:
+        SceneError: two pictures by one method are of one scene and seed, so they differ in
+            something that is not told apart here.
     """
     rows: dict[str, list[Entry]] = {}
     for entry in entries:
-        rows.setdefault(entry["method"], []).append(entry)
+        own = rows.setdefault(entry["method"], [])
+        if any(_scene(other) == _scene(entry) for other in own):
+            raise SceneError(
+                f"two pictures by {entry['method']} are of one prompt and seed, {entry['seed']}, "
+                "with other settings or sizes; evaluate them apart to compare methods"
+            )
+        own.append(entry)
     kinds = _figures(entries)
     table: dict[str, dict[str, Any]] = {}
     for method, own in rows.items():

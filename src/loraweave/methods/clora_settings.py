@@ -29,7 +29,7 @@ class CLoRASettings(StepSettings):
             refinement steps stay.
         refinement_steps: steps with extra updates.
         refinements: how many extra updates there.
-        temperature: of InfoNCE.
+        temperature: of InfoNCE, by which similarities are divided; lower is stricter.
         masks: join the passes by masks; without, by their mean.
         mask_from: the first step with masks; before it the passes are averaged.
         mask_threshold: lambda, a fraction of each map's maximum.

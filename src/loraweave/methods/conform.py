@@ -21,7 +21,7 @@ class ConformSettings(GuidanceSettings):
     """Settings of CONFORM; maps are taken as they are, as the authors' examples do.
 
     Attributes:
-        temperature: of InfoNCE.
+        temperature: of InfoNCE, by which similarities are divided; lower is stricter.
         refinement_steps: steps with extra updates.
         refinements: how many extra updates there.
         memory: the maps of the step before are positives too.

@@ -57,5 +57,7 @@ def _takes(schema: Mapping[str, Any]) -> str:
         case "array":
             return f"a list, each {_takes(schema.get('items', {}))}"
         case "object":
-            return "values by step"
-    return "a text"
+            return "values by step, such as {0: 0.05}"
+        case "string":
+            return "a text"
+    raise ValueError(f"nobody has said how to describe {schema}")

@@ -70,7 +70,10 @@ class LoRAComposerSettings(LayoutSettings, StepSettings):
         injected: `cross`, keys, values and output of cross-attention only, as the authors' code
             has it; `all` of the LoRA.
         isolation: self-attention does not pass between regions.
-        presence, fill, leak: weights of the losses of enhancement and isolation; 0 leaves one out.
+        presence: weight of the loss that the strongest places of a concept's words are in its
+            region; 0 for none.
+        fill: weight of the loss that they fill it; 0 for none.
+        leak: weight of the loss of self-attention that looks out of the region; 0 for none.
         reinitialise: bring fitting noise into the regions before the first step: `no`, `plain`,
             or `after_update`, after one update of the latent.
         max_updates: at most so many steps have an update, one each.

@@ -182,7 +182,10 @@ class LoraJudge:
     def outcomes(
         self, image: Image.Image, concepts: Sequence[str], hashes: Mapping[str, str]
     ) -> dict[str, str] | None:
-        """By concept what becomes of it; None if a concept's LoRA does not ship, or is one of two.
+        """By concept what becomes of it.
+
+        None if that cannot be said: a concept's LoRA does not ship or is another one's, too, or
+        there is a style, in which nobody is known by looks.
 
         Args:
             image: the picture.
@@ -193,6 +196,7 @@ class LoraJudge:
         own = {name: shipped.get(name, "") for name in concepts}
         if not set(own.values()) <= set(KNOWN) or len(set(own.values())) < len(own):
             return None
-        style = next((name for name in shipped.values() if name in STYLES), None)
-        found = self._judge.subjects(image, ConceptScene(tuple(own.values()), "", 0, style=style))
+        if any(name in STYLES for name in shipped.values()):
+            return None
+        found = self._judge.subjects(image, ConceptScene(tuple(own.values()), "", 0))
         return {name: found[0][lora] for name, lora in own.items()}

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal, Self
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from ..errors import SceneError
@@ -46,7 +47,8 @@ class SceneRule(Data):
         classes: whether they are of different classes, or of one.
         pool: `held_out` concepts are in no other suite, so nothing was tuned on them.
         placed: every concept has a box; where it is depends on the scene's seed.
-        crowded: of placed scenes with two concepts, that their boxes overlap: one stands in front.
+        crowded: of placed scenes with two concepts, that their boxes overlap; they are of the whole
+            subjects, of which one may hide a part of the other.
         adds: besides the concepts a `style` LoRA; a `place` or an `accessory` LoRA with words of
             its own; a subject without a LoRA that has an `attribute`, its colour; or a `relation`
             of two concepts ("left of").
@@ -83,8 +85,8 @@ class SceneRule(Data):
 
 MOST = 5
 """Subjects of a scene."""
-LEAST_CROWDED = 0.1
-"""Share of one box that lies in the other where they overlap."""
+LEAST_COMMON = 0.1
+"""Share of the first box that lies in the second in a crowded scene."""
 PAIRS = SceneRule(name="pairs", concepts=2)
 
 
@@ -103,7 +105,7 @@ class ConceptScene:
         worn: a LoRA of a thing to wear, and the concept that wears it.
         relation: of the first concept to the second.
         wording: number in `WORDINGS`.
-        crowded: the boxes overlap.
+        crowded: see `SceneRule`.
     """
 
     names: tuple[str, ...]
@@ -172,20 +174,14 @@ class ConceptScene:
     def alone(self, name: str) -> "ConceptScene":
         """The same with one of its concepts only."""
         worn = self.worn if self.worn is not None and self.worn[1] == name else None
-        return replace(self, names=(name,), worn=worn, relation=None, wording=0)
+        return replace(self, names=(name,), worn=worn, relation=None, wording=0, crowded=False)
 
     def boxes(self) -> dict[str, Box]:
         """Of each concept's subject in the drawing, as tight as it gets: left, top, right, bottom
         as fractions of the picture."""
         names = self.names if self.attribute is None else (*self.names, PLAIN_SUBJECT)
         drawing = self.drawing()
-        masks = list(drawing.masks)
-        if self.crowded:  # of each as if nobody stood in front of it
-            height, width = masks[0].shape
-            masks = [
-                render(replace(drawing.drawing, subjects=(one,)), width, height).masks[0]
-                for one in drawing.drawing.subjects
-            ]
+        masks = _whole(drawing) if self.crowded else drawing.masks
         return {name: tight_box(mask) for name, mask in zip(names, masks)}
 
     def prompt_of(self, names: Sequence[str]) -> str:
@@ -241,9 +237,18 @@ def scenes(rule: SceneRule, split: Split, count: int, seeds: int = 1) -> list[Co
     return made
 
 
+def _whole(drawing: Rendering) -> list[np.ndarray]:
+    """The mask of each subject as if nobody stood in front of it."""
+    height, width = drawing.masks[0].shape
+    return [
+        render(replace(drawing.drawing, subjects=(one,)), width, height).masks[0]
+        for one in drawing.drawing.subjects
+    ]
+
+
 def _overlap(scene: ConceptScene) -> bool:
     first, second = scene.boxes().values()
-    return containment(first, second) >= LEAST_CROWDED
+    return containment(first, second) >= LEAST_COMMON
 
 
 def _kinds(rule: SceneRule) -> dict[str, list[str]]:

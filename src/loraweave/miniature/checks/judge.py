@@ -16,6 +16,7 @@ from ..concepts import KNOWN, draw_subjects
 from ..judge import Judge
 from ..scenes import PAIRS, ConceptScene, Split, scenes
 from ..segmenter import at_places
+from ..shipped import native_side
 from ..style_reader import NAMES, StyleReader, styled
 from ..world import FULL_WORLD, Rendering, Subject, render, sample_drawing
 from ..world.sample import half_blended
@@ -31,7 +32,7 @@ def reconstruction_psnr(vae: AutoencoderKL, count: int) -> float:
     """PSNR in dB of encoded and decoded scenes of the world, mean over pictures."""
     values = []
     for seed in range(count):
-        image = render(sample_drawing(CHECK_SEED + seed, FULL_WORLD)).image
+        image = render(sample_drawing(CHECK_SEED + seed, FULL_WORLD), native_side()).image
         difference = np.asarray(through(vae, [image])[0], float) - np.asarray(image, float)
         values.append(20 * np.log10(255) - 10 * np.log10((difference**2).mean()))
     return round(float(np.mean(values)), 2)
@@ -45,7 +46,7 @@ def class_accuracy(judge: Judge, vae: AutoencoderKL, count: int) -> float:
     """
     hits = []
     for seed in range(count):
-        drawn = render(sample_drawing(CHECK_SEED + seed, FULL_WORLD))
+        drawn = render(sample_drawing(CHECK_SEED + seed, FULL_WORLD), native_side())
         classes = judge.classes(through(vae, [drawn.image]))[0]
         least = judge.least_area[len(drawn.drawing.subjects)] * classes.size
         for subject, mask in zip(drawn.drawing.subjects, drawn.masks):
@@ -80,7 +81,7 @@ def concept_accuracy(judge: Judge, vae: AutoencoderKL, count: int) -> dict[str, 
 
 
 def _drawn(scene: ConceptScene, subjects: Sequence[Subject]) -> Rendering:
-    return draw_subjects(subjects, scene.background, scene.seed)
+    return draw_subjects(subjects, scene.background, scene.seed, native_side())
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,8 @@ def style_accuracy(reader: StyleReader, vae: AutoencoderKL, count: int) -> float
     hits = []
     for number in range(count):
         style = NAMES[number % len(NAMES)]
-        image = styled(render(sample_drawing(CHECK_SEED + number, FULL_WORLD)).image, style)
+        drawn = render(sample_drawing(CHECK_SEED + number, FULL_WORLD), native_side())
+        image = styled(drawn.image, style)
         hits.append(reader.read(through(vae, [image]))[0] == style)
     return _mean(hits)
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor
 from transformers import CLIPTokenizer
 
@@ -79,8 +79,11 @@ def build_pool(
     """Draw and encode `count` scenes, or read as many of those that an earlier start left."""
     drawings = [sample_drawing(first_seed + i, world) for i in range(count)]
     path = run.folder / "pool.safetensors"
-    if path.exists() and len((found := load_file(path))["latents"]) >= count:
-        return Pool(found["latents"][:count], found["masks"][:count], drawings)
+    if path.exists():
+        with safe_open(path, "pt") as file:
+            latents, masks = file.get_slice("latents"), file.get_slice("masks")
+            if latents.get_shape()[0] >= count:
+                return Pool(latents[:count], masks[:count], drawings)
     latents, masks, batch = [], [], 32
     side = size // 2 ** (len(vae.config["block_out_channels"]) - 1)
 

@@ -196,6 +196,7 @@ def _stages(recipe: Size, run: Run) -> Iterator[tuple[str, Path]]:
     last = recipe.parts[-1]
     pool = build_pool(leg, vae, last.world, recipe.pixels, min(last.pool, SKETCHED))
     adapter = train_adapter(run, pipe, pool, recipe.pixels, recipe.sketch_steps)
+    del pool  # of some gigabytes
     yield "sketch", run.folder
     world = replace(last.world, mirrored=0.5)
     pipe.vae = train_decoder(run, pipe.vae, world, recipe.pixels, recipe.decoder_steps)
