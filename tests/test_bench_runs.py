@@ -124,7 +124,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from loraweave.bench import engines, run_jobs, suite_jobs
-worker = engines.Worker()  # loaded once, for all the runs
+worker = engines.Worker(keep=True)  # loaded once, for all the runs
 engines.Worker = lambda *how: worker
 jobs = suite_jobs("boxes2", ["merge", "masked"], steps=1, first=3)
 for line in sys.stdin:
@@ -160,7 +160,7 @@ def test_killed_at_any_moment_it_goes_on(jobs, expected, tmp_path):
                 folder, finished = folder + 1, 0
         p.stdin.close()
     for n in range(folder + 1):
-        run_jobs(jobs, tmp_path / str(n))
+        run_jobs(jobs, tmp_path / str(n), keep=True)
         assert written(tmp_path / str(n), jobs) == expected
 
 
