@@ -202,8 +202,9 @@ def suite_jobs(
 
 def _settings(method: str, given: Mapping[str, Any], placed: bool) -> dict[str, Any]:
     if method == "true_masks":
-        get_method("masked", {**TRUE_MASKS, **given})  # says what is wrong with them
-        return {**TRUE_MASKS, **given}
+        own = {**TRUE_MASKS, **given}
+        get_method("masked", own)  # says what is wrong with them
+        return own
     if method in YARDSTICKS:
         if given:
             raise MethodError(f"the yardstick {method!r} has no settings; leave out {min(given)}")

@@ -122,8 +122,7 @@ def differences(pairs: Sequence[tuple[Row, Row]]) -> Row:
 def _interval(
     kind: str, rows: Sequence[Row], values: Iterable[float], bounds: tuple[float, float] | None
 ) -> Row:
-    interval = over_scenes([scene_and_seed(row) for row in rows], values, bounds).as_dict()
-    return {kind: interval["mean"], f"{kind}_ci": [interval["low"], interval["high"]]}
+    return over_scenes([scene_and_seed(row) for row in rows], values, bounds).named(kind)
 
 
 def in_place(row: Row) -> float:

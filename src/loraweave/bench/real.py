@@ -254,6 +254,7 @@ class RealDrawer:
 
     def finish(self, job: RealJob) -> Judged:
         """One picture, drawn and measured."""
+        # What lacks references is said before anything is drawn; they are kept for the others.
         self._features({concept.name: concept.noun for concept in job.scene.concepts})
         with peak_memory(self.device) as memory:
             output = self.draw(job)

@@ -29,6 +29,10 @@ class Interval:
         """Rounded plain data."""
         return {"mean": round(self.mean, 4), "low": round(self.low, 4), "high": round(self.high, 4)}
 
+    def named(self, kind: str) -> dict[str, float | list[float]]:
+        """The same as `{kind: mean, kind_ci: [low, high]}`."""
+        return {kind: round(self.mean, 4), f"{kind}_ci": [round(self.low, 4), round(self.high, 4)]}
+
 
 def bootstrap(
     values: Sequence[float], resamples: int = 10_000, seed: int = 0,

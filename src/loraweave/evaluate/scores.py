@@ -15,6 +15,8 @@ from .similarity import Encoder, Instance, instance_similarity, to_references, t
 Features = Mapping[str, Float[Tensor, "R D"]]
 """Of each concept's references. Where only means over all of them are asked for, the mean of their
 unit vectors (R = 1) says the same; how like one another they are it does not say (`verdicts`)."""
+SCORES = ("clip_i", "dino", "instance_clip_i", "instance_dino")
+"""Those against references, each over the concepts of a picture."""
 
 
 def features_of(images: Mapping[str, Sequence[Image.Image]], encoder: Encoder) -> Features:

@@ -7,10 +7,10 @@ from typing import Any
 
 from ..errors import SceneError
 from .bootstrap import DIFFERENCES, SHARES, over_scenes
+from .scores import SCORES
 from .verdicts import OUTCOMES
 
 Entry = Mapping[str, Any]
-SCORES = ("clip_t", "clip_i", "dino", "instance_clip_i", "instance_dino")
 
 
 def means(entries: Sequence[Entry]) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def means(entries: Sequence[Entry]) -> dict[str, Any]:
     An outcome that could not be told in some picture (`not_told`) has no share.
     """
     found: dict[str, Any] = {}
-    for name in SCORES:
+    for name in ("clip_t", *SCORES):
         rows = [entry[name] for entry in entries if name in entry]
         keys = ("cosine", "score") if name == "clip_t" else ("min", "avg", "max")
         if rows:
@@ -52,32 +52,29 @@ def by_method(entries: Sequence[Entry]) -> dict[str, dict[str, Any]]:
         SceneError: two pictures by one method are of one scene and seed, so they differ in
             something that is not told apart here.
     """
-    rows: dict[str, list[Entry]] = {}
+    rows: dict[str, dict[tuple[str, int], Entry]] = {}
     for entry in entries:
-        own = rows.setdefault(entry["method"], [])
-        if any(_scene(other) == _scene(entry) for other in own):
+        if rows.setdefault(entry["method"], {}).setdefault(_scene(entry), entry) is not entry:
             raise SceneError(
                 f"two pictures by {entry['method']} are of one prompt and seed, {entry['seed']}, "
                 "with other settings or sizes; evaluate them apart to compare methods"
             )
-        own.append(entry)
     kinds = _figures(entries)
     table: dict[str, dict[str, Any]] = {}
     for method, own in rows.items():
         table[method] = {"pictures": len(own)}
         for kind, (of, bounds) in kinds.items():
-            known = [(entry, value) for entry in own if (value := of(entry)) is not None]
+            known = [(entry, value) for entry in own.values() if (value := of(entry)) is not None]
             table[method] |= _estimate(kind, known, bounds)
-    first = next(iter(rows), None)
+    first = next(iter(rows), "")
     for method, own in rows.items():
-        if method == first or first is None:
+        if method == first:
             continue
-        others = {_scene(entry): entry for entry in rows[first]}
         minus: dict[str, Any] = {}
         for kind, (of, bounds) in kinds.items():
             both = [
-                (entry, one - two) for entry in own if (other := others.get(_scene(entry)))
-                if (one := of(entry)) is not None and (two := of(other)) is not None
+                (entry, one - two) for scene, entry in own.items() if scene in rows[first]
+                if (one := of(entry)) is not None and (two := of(rows[first][scene])) is not None
             ]  # fmt: skip
             minus |= _estimate(kind, both, DIFFERENCES if bounds == SHARES else None)
         if minus:
@@ -93,7 +90,7 @@ def _figures(entries: Sequence[Entry]) -> dict[str, tuple[Figure, tuple[float, f
         kind: (partial(_share, kind), SHARES) for kind in _told(entries)
     }
     kinds["clip_t"] = (lambda entry: entry["clip_t"]["cosine"] if "clip_t" in entry else None), None
-    for name in SCORES[1:]:
+    for name in SCORES:
         for end in ("min", "avg", "max"):
             kinds[f"{name}_{end}"] = partial(_score, name, end), None
     return kinds | {kind: (partial(_mean, kind), SHARES) for kind in ("iou", "containment")}
@@ -126,6 +123,5 @@ def _estimate(
 ) -> dict[str, Any]:
     if not known:
         return {}
-    found = over_scenes([_scene(entry) for entry, _ in known], (v for _, v in known), bounds)
-    told = found.as_dict()
-    return {kind: told["mean"], f"{kind}_ci": [told["low"], told["high"]]}
+    scenes, values = zip(*((_scene(entry), value) for entry, value in known))
+    return over_scenes(scenes, values, bounds).named(kind)

@@ -177,7 +177,7 @@ class LoraJudge:
     """The judge, of pictures whose concepts are known by their LoRAs' files."""
 
     def __init__(self) -> None:
-        self._judge = SceneJudge()
+        self._judge = load_judge()
 
     def outcomes(
         self, image: Image.Image, concepts: Sequence[str], hashes: Mapping[str, str]
@@ -198,5 +198,5 @@ class LoraJudge:
             return None
         if any(name in STYLES for name in shipped.values()):
             return None
-        found = self._judge.subjects(image, ConceptScene(tuple(own.values()), "", 0))
-        return {name: found[0][lora] for name, lora in own.items()}
+        found = self._judge.examine(image, list(own.values())).outcomes
+        return {name: found[lora] for name, lora in own.items()}

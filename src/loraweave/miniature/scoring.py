@@ -17,14 +17,13 @@ from safetensors.torch import load_file
 from ..detect.components import left_to_right
 from ..errors import ModelNotFound, SceneError
 from ..evaluate.encoders import Clip, Dino
-from ..evaluate.scores import Features, Scorer
+from ..evaluate.scores import SCORES, Features, Scorer
 from .judge import Judge
 from .shipped import WEIGHTS, lora_file, lora_names
 
 CLIP, DINO = WEIGHTS / "clip", WEIGHTS / "dino"
 REFERENCES = WEIGHTS / "references.safetensors"
 """`SCORE.CONCEPT`: (1, D), the mean of the references' unit vectors."""
-SCORES = ("clip_i", "dino", "instance_clip_i", "instance_dino")
 
 
 class Looking:

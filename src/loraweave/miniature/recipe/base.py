@@ -105,7 +105,7 @@ def time_weight(snr: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
 
 def training_attention(run: Run) -> type[AttnProcessor | AttnProcessor2_0]:
     """Plain attention on processors, where the fused one's backward pass costs 10 % of a step."""
-    return AttnProcessor if run.there(torch.zeros(0)).device.type == "cpu" else AttnProcessor2_0
+    return AttnProcessor if run.device.type == "cpu" else AttnProcessor2_0
 
 
 def train_base(
