@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from loraweave import SceneError
@@ -218,6 +219,7 @@ def test_what_a_run_needs(tmp_path, base_folder, lora_files, clip_folder, dino_f
     for words, message in (
         (["run", tmp_path / "own.yaml"], "needs --base and --lora-dir"),
         (["run", "pairs", "--base", "x"], "is drawn on the miniature; leave --base out"),
+        (["run", "pairs", "--allow-partial"], "leave --allow-partial out"),
         (["run", "pairs", "--dino", "x"], "is drawn on the miniature; leave --dino out"),
         ([*own, base_folder, "--steps", "3"], "says itself what is drawn; leave --steps out"),
         (["report", tmp_path / "own.yaml", "--scenes", "3"], "leave --scenes out"),
@@ -244,6 +246,20 @@ def test_what_a_run_needs(tmp_path, base_folder, lora_files, clip_folder, dino_f
         out = bench(*words)
         assert out.exit_code == 2
         assert message in " ".join(out.stderr.split()), out.stderr
+
+
+def test_a_lora_with_a_part_that_has_no_place(tmp_path, base_folder, lora_files):
+    (tmp_path / "own.yaml").write_text(OURS)
+    loras = shutil.copytree(lora_files["cat"].parent, tmp_path / "loras")
+    path = loras / "cat.safetensors"
+    save_file({**load_file(path), "optimizer.step": torch.ones(1)}, path)
+    command = ["run", tmp_path / "own.yaml", "--lora-dir", loras, "--base", base_folder,
+               "--methods", "merge", "--scenes", 1, "--results", tmp_path / "results"]  # fmt: skip
+    out = bench(*command)
+    assert out.exit_code == 1
+    assert "optimizer.step" in out.stderr
+    assert bench(*command, "--allow-partial").exit_code == 0
+    assert bench(*command).exit_code == 0, "what is finished is found"
 
 
 def test_one_reference_is_too_few_to_tell_what_is_blended(

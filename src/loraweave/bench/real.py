@@ -51,6 +51,7 @@ class Setting:
         clip, dino: folders of encoders, for scores.
         references: folder from `loraweave references`; each concept has one in it.
         segmenter: for scores of instances and outcomes, with folders of its models.
+        allow_partial: see `compose`; not what is drawn depends on it, only whether.
     """
 
     base: str
@@ -60,6 +61,7 @@ class Setting:
     references: str | None = None
     segmenter: str | None = None
     segmenter_models: tuple[str, ...] = ()
+    allow_partial: bool = False
 
     def contents(self) -> dict[str, Any]:
         """What is in these folders, by hashes, for keys: the same on every machine."""
@@ -159,6 +161,7 @@ def real_jobs(
     Raises:
         MethodError: no such manifest, method or setting.
         SceneError: something is wrong with the manifest or its data, or LoRAs are missing.
+        LoraError: a LoRA's file cannot be read.
     """
     name, read = read_manifest(manifest)
     scenes, faults = check(read, lora_dir, data)
@@ -267,7 +270,7 @@ class RealDrawer:
         """Its picture alone."""
         return compose(
             self.pipe, job.scene, method=job.method, settings=dict(job.settings),
-            progress=False,
+            progress=False, allow_partial=self.setting.allow_partial,
         )  # fmt: skip
 
     def _findings(self, job: RealJob, image: Any) -> Findings:

@@ -93,6 +93,7 @@ def run(
     segmenter_model: Annotated[
         list[Path] | None, typer.Option(help="Folder of the segmenter's model, or two.")
     ] = None,
+    allow_partial: options.AllowPartial = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Draw and judge what is not finished yet; one file a method in RESULTS/SUITE.
@@ -118,6 +119,7 @@ def run(
         setting = Setting(
             str(Path(base).resolve()), dtype, _text(clip), _text(dino), _text(references),
             segmenter, tuple(str(path.resolve()) for path in segmenter_model or ()),
+            allow_partial,
         )  # fmt: skip
         jobs = real_jobs(
             suite, names, setting, lora_dir.resolve(), data, settings=own, first=scenes,
@@ -293,6 +295,7 @@ def check(
 OF_SUITES = ("size", "split", "steps", "scheduler")
 OF_MANIFESTS = (
     "base", "lora_dir", "data", "clip", "dino", "references", "segmenter", "segmenter_model",
+    "allow_partial",
 )  # fmt: skip
 """Options that only one kind has."""
 
