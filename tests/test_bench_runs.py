@@ -238,6 +238,14 @@ def test_ray_picks_the_gpu_itself(jobs):
         list(finished_jobs([replace(jobs[0], device="cuda:1")], "ray", 2))
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_a_cluster_that_is_not_there(jobs, monkeypatch, address):
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(MethodError, match=f"no Ray cluster answers at RAY_ADDRESS={address}"):
+        list(finished_jobs(jobs, "ray", 2))
+
+
 def test_an_unknown_engine(jobs, tmp_path):
     with pytest.raises(MethodError, match="no engine 'steam'; there are: local, ray"):
         run_jobs(jobs, tmp_path, engine="steam")

@@ -9,6 +9,7 @@ import logging
 import os
 import platform
 import signal
+import socket
 from collections import Counter, deque
 from collections.abc import Generator, Sequence
 from contextlib import suppress
@@ -206,7 +207,10 @@ def over_ray(jobs: Sequence[AnyJob], workers: int, *how: bool) -> Generator[Fini
     started = not ray.is_initialized()
     if started:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent unless asked for
-        own = None if "RAY_ADDRESS" in os.environ else workers  # a cluster has its own number
+        address = os.environ.get("RAY_ADDRESS")
+        own = workers if address is None else None  # a cluster has its own number
+        if address is not None:
+            _check_listens(address)
         try:
             ray.init(
                 num_cpus=own, include_dashboard=False, log_to_driver=False,
@@ -242,6 +246,20 @@ def over_ray(jobs: Sequence[AnyJob], workers: int, *how: bool) -> Generator[Fini
     finally:
         if started:
             ray.shutdown()
+
+
+def _check_listens(address: str) -> None:
+    """Raise MethodError now if nobody listens there; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdecimal()):  # such as "auto"
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise MethodError(
+            f"no Ray cluster answers at RAY_ADDRESS={address}: {error}; start one there with `ray "
+            "start --head`, or unset RAY_ADDRESS for one on this machine"
+        ) from None
 
 
 ENGINES = ("local", "ray")
