@@ -12,7 +12,7 @@ from loraweave import MethodError, SceneError
 from loraweave.bench import report, run_jobs, suite_jobs
 from loraweave.bench.jobs import miniature_version
 from loraweave.bench.rates import FAILURES
-from loraweave.bench.run import result_file
+from loraweave.bench.result_files import result_file
 from loraweave.bench.suites import read_suite, suite_names
 from loraweave.cli import app
 from loraweave.layout.boxes import containment, intersection_over_union, tight_box

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from loraweave import MethodError
 from loraweave.bench import engines, run_jobs, suite_jobs
 from loraweave.bench.engines import Finished, finished_jobs
-from loraweave.bench.run import picture_files, read_results, result_file
+from loraweave.bench.result_files import picture_files, read_results, result_file
 from loraweave.cli import app
 from loraweave.miniature.judged import SceneDrawer
 from loraweave.output import read_png_record

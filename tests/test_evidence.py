@@ -15,7 +15,7 @@ from loraweave.bench import agreement, read_suite, report, run_jobs, suite_jobs
 from loraweave.bench.ablation import ablation_jobs, ablation_names, read_ablation
 from loraweave.bench.papers import paper_tables, read_papers
 from loraweave.bench.rates import estimate, rates, scene_and_seed
-from loraweave.bench.run import picture_files, read_results, result_file
+from loraweave.bench.result_files import picture_files, read_results, result_file
 from loraweave.bench.tune import SEARCHES, read_search
 from loraweave.cli import app
 from loraweave.data_file import read_data

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from loraweave import SceneError
 from loraweave.bench import run_jobs, suite_jobs
-from loraweave.bench.run import read_results, result_file, results_text
+from loraweave.bench.result_files import read_results, result_file, results_text
 from loraweave.bench.verify import verify
 from loraweave.cli import app
 
@@ -137,3 +137,18 @@ def test_that_the_picture_is_cut_into_strips_is_said(tmp_path):
     assert "right for masked (layout=strips)" in " ".join(result.stderr.split())
     assert "note" not in told("run", "pairs", *few, "--set", "masked.layout=strips").stderr
     assert "note" not in told("run", "boxes2", *few).stderr
+
+
+def test_files_of_results_say_once_what_rows_have_in_common(drawn, tmp_path):
+    rows = read_results(result_file(drawn, "pairs", "base"))
+    text, path = results_text("pairs", "base", rows), tmp_path / "base.json"
+    data = json.loads(text)
+    assert len(data["settings"]) == len(data["made"]) == 1
+    assert {row["made"] for row in data["jobs"].values()} == {0}
+    path.write_text(text)
+    assert read_results(path) == rows
+    path.write_text(json.dumps({"suite": "pairs", "method": "base", "jobs": rows}))
+    assert read_results(path) == rows, "as former versions wrote them"
+    path.write_text(text.replace('"made": 0', '"made": 7'))
+    with pytest.raises(SceneError, match="no file of benchmark results"):
+        read_results(path)

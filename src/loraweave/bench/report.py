@@ -12,7 +12,7 @@ from .jobs import Job
 from .manifests import manifest_names
 from .rates import Row, differences
 from .rates import rates as rates_of
-from .run import read_results, result_file
+from .result_files import read_results, result_file
 from .suites import read_suite, suite_names
 
 ByScene = dict[Any, Row]

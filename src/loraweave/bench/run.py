@@ -1,7 +1,6 @@
 """Running jobs; what is finished stays finished."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,34 +13,7 @@ from ..files import write_atomically
 from ..progress import track
 from .engines import AnyJob, finished_jobs
 from .rates import current
-
-Results = dict[str, dict[str, Any]]
-
-
-def result_file(folder: Path, suite: str, method: str) -> Path:
-    """Where the results of a method on a suite are."""
-    return folder / suite / f"{method}.json"
-
-
-def picture_files(folder: Path, job: AnyJob) -> list[Path]:
-    """Where the pictures of a job are, if they are kept."""
-    return [folder / job.suite / job.method / name for name in job.pictures]
-
-
-def read_results(path: Path) -> Results:
-    """Results by the keys of their jobs; none if there is no file.
-
-    Raises:
-        SceneError: something else is in the file.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text())["jobs"]
-        assert all("outcomes" in result and "job" in result for result in found.values())
-    except (ValueError, KeyError, TypeError, AttributeError, AssertionError):
-        raise SceneError(f"{path} is no file of benchmark results; move it away") from None
-    return found
+from .result_files import picture_files, read_results, result_file, results_text
 
 
 def run_jobs(
@@ -105,13 +77,6 @@ def _kept(folder: Path, job: AnyJob) -> bool:
     for path in paths:
         read_picture(path)
     return len(paths) == len(picture_files(folder, job))
-
-
-def results_text(suite: str, method: str, jobs: Mapping[str, dict[str, Any]]) -> str:
-    """What a file of results holds: JSON with a line for each job, small and fit for diffs."""
-    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(jobs[key])}" for key in jobs)
-    head = f'"suite": {json.dumps(suite)}, "method": {json.dumps(method)}'
-    return f'{{{head}, "jobs": {{\n{lines}\n}}}}\n'
 
 
 def _keep(folder: Path, job: AnyJob, result: dict[str, Any], pictures: Sequence[bytes]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from .rates import current
 from .report import NothingFinished
-from .run import read_results
+from .result_files import read_results
 
 MOST = 1
 """So many pictures of a method on a suite may come out differently on other versions."""
