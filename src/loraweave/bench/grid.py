@@ -14,7 +14,7 @@ from ..miniature.prompts import PLAIN_SUBJECT
 from ..miniature.scene_judge import SceneJudge
 from ..miniature.scenes import ConceptScene
 from .jobs import Job
-from .run import picture_files
+from .result_files import picture_files
 
 
 def grid(jobs: Sequence[Job], folder: Path, scale: int = 2) -> Image.Image:
@@ -43,10 +43,16 @@ def grid(jobs: Sequence[Job], folder: Path, scale: int = 2) -> Image.Image:
         rows.setdefault(job.scene, []).append(found_in(judge, image, job.scene, scale))
     methods = list(dict.fromkeys(job.method for job in shown))
     return labelled_grid(
-        [(scene.plain_prompt, images) for scene, images in rows.items()],
+        [(_label(scene), images) for scene, images in rows.items()],
         [method.replace("_", " ") for method in methods],
         title=f"{shown[0].suite}, on the miniature, with what the judge finds; green: right",
     )
+
+
+def _label(scene: ConceptScene) -> str:
+    """A scene's words, and the LoRA that makes their place or style another one."""
+    others = [name for name in (scene.place, scene.style) if name is not None]
+    return f"{scene.plain_prompt} ({', '.join(others)})" if others else scene.plain_prompt
 
 
 def found_in(judge: SceneJudge, image: Image.Image, scene: ConceptScene, scale: int) -> Image.Image:
