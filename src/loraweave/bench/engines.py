@@ -254,7 +254,7 @@ def _check_listens(address: str) -> None:
     if not (host and port.isdecimal()):  # such as "auto"
         return
     try:
-        socket.create_connection((host, int(port)), timeout=10).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()  # IPv6 has them
     except (OSError, OverflowError) as error:
         raise MethodError(
             f"no Ray cluster answers at RAY_ADDRESS={address}: {error}; start one there with `ray "

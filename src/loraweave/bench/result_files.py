@@ -7,12 +7,10 @@ once, and the jobs name it by its number.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import SceneError
-
-if TYPE_CHECKING:
-    from .engines import AnyJob
+from .engines import AnyJob
 
 Results = dict[str, dict[str, Any]]
 
@@ -22,7 +20,7 @@ def result_file(folder: Path, suite: str, method: str) -> Path:
     return folder / suite / f"{method}.json"
 
 
-def picture_files(folder: Path, job: "AnyJob") -> list[Path]:
+def picture_files(folder: Path, job: AnyJob) -> list[Path]:
     """Where the pictures of a job are, if they are kept."""
     return [folder / job.suite / job.method / name for name in job.pictures]
 
@@ -40,7 +38,7 @@ def read_results(path: Path) -> Results:
         found = data["jobs"]
         assert all("outcomes" in result and "job" in result for result in found.values())
         for result in found.values():
-            for holder, name in ((result["job"], "settings"), (result, "made")):
+            for holder, name in _shared(result):
                 if isinstance(holder.get(name), int):  # files of former versions have it here
                     holder[name] = data[name][holder[name]]
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError):
@@ -50,16 +48,22 @@ def read_results(path: Path) -> Results:
 
 def results_text(suite: str, method: str, results: Mapping[str, dict[str, Any]]) -> str:
     """What a file of results holds: small and fit for diffs."""
-    settings, made, lines = [], [], []
+    known: dict[str, list[Any]] = {"settings": [], "made": []}
+    lines = []
     for key, result in results.items():
         row = {**result, "job": dict(result["job"])}
-        for holder, name, known in ((row["job"], "settings", settings), (row, "made", made)):
+        for holder, name in _shared(row):
             if name in holder:
-                if holder[name] not in known:
-                    known.append(holder[name])
-                holder[name] = known.index(holder[name])
+                if holder[name] not in known[name]:
+                    known[name].append(holder[name])
+                holder[name] = known[name].index(holder[name])
         lines.append(f"{json.dumps(key)}: {json.dumps(row)}")
-    head = {"suite": suite, "method": method, "settings": settings, "made": made}
+    head = {"suite": suite, "method": method, **known}
     text = ",\n".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in head.items())
     rows = ",\n".join(lines)
     return f'{{{text}, "jobs": {{\n{rows}\n}}}}\n'
+
+
+def _shared(result: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
+    """What a file says once: where in a result it is, and by which name."""
+    return [(result["job"], "settings"), (result, "made")]
