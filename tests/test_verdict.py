@@ -1,5 +1,7 @@
 """The judge's rules, on instances made by hand."""
 
+from dataclasses import astuple
+
 import numpy as np
 import pytest
 
@@ -59,6 +61,18 @@ def test_swapped_when_nearest_to_another_concept_of_the_scene():
 def test_a_lead_counts_in_units_of_the_distance_of_both(own, other, outcome):
     found = [seen("cat", blackcat=own, golddog=other), seen("dog", golddog=0.9)]
     assert outcomes(found, thresholds=Thresholds({}, 0.5))["blackcat"] == outcome
+
+
+def test_likeness_says_the_same_again():
+    """Of a picture only its likeness is kept; outcomes by any thresholds follow from it."""
+    found = [seen("cat", blackcat=0.7, golddog=0.5, tigercat=0.75), seen("dog", golddog=0.9)]
+    verdict = decide(found, KINDS, LENIENT, half_alike)
+    (own, lead, behind) = astuple(verdict.likeness["blackcat"])
+    assert (own, lead, behind) == pytest.approx((0.7, 0.4, 0.05))
+    for lead in (0.0, 0.3, 0.5):
+        other = Thresholds({}, lead)
+        again = {name: other.outcome(name, own) for name, own in verdict.likeness.items()}
+        assert again == outcomes(found, thresholds=other)
 
 
 def test_blended_under_its_own_floor():

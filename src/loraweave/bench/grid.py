@@ -57,17 +57,17 @@ def _label(scene: ConceptScene) -> str:
 
 def found_in(judge: SceneJudge, image: Image.Image, scene: ConceptScene, scale: int) -> Image.Image:
     """A picture with the judge's findings drawn in."""
-    outcomes, assigned = judge.subjects(image, scene)
+    subjects = judge.subjects(image, scene)
     kinds = {name: KNOWN[name].kind for name in scene.names}
     if scene.attribute is not None:
         kinds[PLAIN_SUBJECT] = scene.attribute[0]
     frames = []
     for instance in judge.judge.instances(image, len(kinds), Counter(kinds.values())):
-        owners = [name for name, one in assigned.items() if one.box == instance.box]
+        owners = [name for name, one in subjects.assigned.items() if one.box == instance.box]
         if scene.style is not None:  # nobody is known by looks: the class stands for the concept
             owners = [name for name, kind in kinds.items() if kind == instance.kind]
-        outcome = outcomes[owners[0]] if owners else ""
+        outcome = subjects.outcomes[owners[0]] if owners else ""
         words = owners[0] if outcome == "right" else f"{instance.kind} {outcome}".strip()
         frames.append((instance.box, words, outcome == "right"))
-    absent = [name for name, outcome in outcomes.items() if outcome == "missing"]
+    absent = [name for name, outcome in subjects.outcomes.items() if outcome == "missing"]
     return with_findings(image, frames, f"missing: {', '.join(absent)}" if absent else "", scale)

@@ -32,7 +32,7 @@ LATER: Mapping[str, Any] = {
 }  # fmt: skip
 LATER_SETTINGS: Mapping[str, Any] = {
     "update_every": 1, "mask_until": None, "frozen": "passes", "unconditional": "own",
-    "room": 0.0, "placed_context": None, "refresh": 0.0,
+    "room": 0.0, "refresh": 0.0,
 }  # fmt: skip
 """Fields, and settings of methods, that keys of former results are older than: they count where
 they are not the usual."""
@@ -103,8 +103,7 @@ class Job:
 
     def description(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        placed = len(self.scene.names) if self.scene.placed else 0
-        own = told_settings(self.settings, placed)
+        own = told_settings(self.settings)
         flat = {**asdict(self), **asdict(self.scene), "settings": own}
         del flat["scene"]
         if self.suite in suite_names():  # which says whether it is placed
@@ -113,16 +112,9 @@ class Job:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in told.items()}
 
 
-def told_settings(settings: Mapping[str, Any], placed: int = 0) -> dict[str, Any]:
-    """Those that a key has: all but what it is older than.
-
-    Args:
-        settings: all of a method's.
-        placed: how many concepts have their place given; of three and more what they read is newer
-            than results that do not name it.
-    """
-    older = {k: v for k, v in LATER_SETTINGS.items() if placed < 3 or k != "placed_context"}
-    return {k: v for k, v in settings.items() if k not in older or v != older[k]}
+def told_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of all of a method's that a key has: all but what it is older than."""
+    return {k: v for k, v in settings.items() if k not in LATER_SETTINGS or v != LATER_SETTINGS[k]}
 
 
 class MiniatureDrawer:

@@ -138,7 +138,7 @@ class RealJob:
             del scene["scheduler"]
         return {
             "suite": self.suite, "method": self.method,
-            "settings": told_settings(self.settings, len(self.scene.regions)),
+            "settings": told_settings(self.settings),
             "scene": scene,
             "names": [concept.name for concept in self.scene.concepts],
             "loras": dict(self.loras), "package": self.package, "device": self.device,

@@ -15,7 +15,7 @@ MOST = 1
 """So many pictures of a method on a suite may come out differently on other versions."""
 ROUNDING = 2e-4
 """Figures are written with four digits, and with other numbers of threads the last one may turn."""
-FIGURES = ("places", "contained", "likeness", "scores")
+FIGURES = ("places", "contained", "likeness", "identity", "scores")
 
 
 def verify(mine: Path, theirs: Path) -> dict[str, dict[str, Any]]:

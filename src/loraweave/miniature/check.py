@@ -44,7 +44,8 @@ def check(quick: bool = False) -> dict[str, Any]:
         "base_single_colour": base.single_colour(pipe, judge, samples),
         **base.pairs(pipe, judge, samples),
         "base_same_class_both": base.same_class(pipe, judge, samples),
-        "base_three_all": base.three(pipe, judge, samples),
+        "base_three_all": base.several(pipe, judge, 3, samples),
+        "base_five_all": base.several(pipe, judge, 5, samples),
     }
     rates = loras.right_alone(pipe, judge, {name: lora_file(name) for name in KNOWN}, alone)
     figures["lora_alone_mean"] = round(float(np.mean(list(rates.values()))), 4)

@@ -125,17 +125,19 @@ class SceneDrawer:
         """Of pictures of one concept each."""
         outcomes: dict[str, str] = {}
         scores: dict[str, Any] = {}
+        identity: dict[str, dict[str, float]] = {}
         texts = []
         for image, name in zip(images, scene.names):
             found = self.judge.examine(image, scene.alone(name), {})
             for what, outcome in found.outcomes.items():  # of what is in all, the worst
                 if outcomes.get(what, "right") == "right":
                     outcomes[what] = outcome
+            identity |= found.identity or {}
             texts.append(found.scores["clip_t"])
             for kind in SCORES:
                 scores[kind] = scores.get(kind, {}) | found.scores[kind]
         scores["clip_t"] = round(sum(texts) / len(texts), 4)
-        return Findings(outcomes, scores=scores)
+        return Findings(outcomes, scores=scores, identity=identity or None)
 
     def outputs(
         self, scene: ConceptScene, method: str, settings: Mapping[str, Any] | None, steps: int,

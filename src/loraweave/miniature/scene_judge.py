@@ -7,7 +7,7 @@ a thing to wear and a relation are outcomes of their own, beside those of the co
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from PIL import Image
@@ -41,6 +41,8 @@ class Findings:
         likeness: of a placed scene, by concept, the similarity of its instance to it; 0 likewise.
         scores: the papers' scores, see `evaluate.scores`: `clip_t` is the cosine, the others are
             by concept; concepts without an instance have none of instances.
+        identity: by concept with an instance the judge's `Likeness`, as plain data; None of a scene
+            with a style.
     """
 
     outcomes: dict[str, str]
@@ -48,6 +50,22 @@ class Findings:
     contained: dict[str, float] | None = None
     likeness: dict[str, float] | None = None
     scores: dict[str, Any] = field(default_factory=dict)
+    identity: dict[str, dict[str, float]] | None = None
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """A scene's subjects in a picture.
+
+    Attributes:
+        outcomes: of each, one of `evaluate.verdicts.OUTCOMES`.
+        assigned: which instance is whose; nobody's in a scene with a style.
+        identity: how much these are their concepts; see `Findings`.
+    """
+
+    outcomes: dict[str, str]
+    assigned: dict[str, Instance] = field(default_factory=dict)
+    identity: dict[str, dict[str, float]] | None = None
 
 
 class SceneJudge:
@@ -66,11 +84,12 @@ class SceneJudge:
             scene: all of it is asked for.
             boxes: of a placed scene.
         """
-        outcomes, found = self.subjects(image, scene)
-        outcomes |= self._extras(image, scene, found)
+        subjects = self.subjects(image, scene)
+        found, identity = subjects.assigned, subjects.identity
+        outcomes = subjects.outcomes | self._extras(image, scene, found)
         scores = self.scores(image, scene)
         if not boxes:
-            return Findings(outcomes, scores=scores)
+            return Findings(outcomes, scores=scores, identity=identity)
         places, contained = dict.fromkeys(boxes, 0.0), dict.fromkeys(boxes, 0.0)
         likeness = dict.fromkeys(scene.names, 0.0)
         for name, instance in found.items():
@@ -78,7 +97,7 @@ class SceneJudge:
             contained[name] = round(containment(instance.box, boxes[name]), 4)
             if name in likeness:
                 likeness[name] = round(instance.similarities[name], 4)
-        return Findings(outcomes, places, contained, likeness, scores)
+        return Findings(outcomes, places, contained, likeness, scores, identity)
 
     def scores(self, image: Image.Image, scene: ConceptScene) -> dict[str, Any]:
         """The papers' scores; see `Findings`."""
@@ -95,19 +114,20 @@ class SceneJudge:
             scores[name] = {c: round(v, 4) for c, v in made[name]["by_concept"].items()}
         return scores
 
-    def subjects(
-        self, image: Image.Image, scene: ConceptScene
-    ) -> tuple[dict[str, str], dict[str, Instance]]:
-        """The outcome of each subject, and which instance is whose, which nobody can say of a
-        scene with a style."""
+    def subjects(self, image: Image.Image, scene: ConceptScene) -> Subjects:
+        """What becomes of each subject."""
         if scene.style is not None:
-            return self._counted(image, scene), {}
+            return Subjects(self._counted(image, scene))
         verdict = self.judge.examine(image, scene.names, scene.subjects)
         outcomes, found = dict(verdict.outcomes), dict(verdict.assigned)
         if scene.attribute is not None:
             outcomes[PLAIN_SUBJECT], plain = self._coloured(image, scene)
             found |= {PLAIN_SUBJECT: plain} if plain else {}
-        return outcomes, found
+        identity = {
+            name: {what: round(value, 4) for what, value in asdict(own).items()}
+            for name, own in verdict.likeness.items()
+        }
+        return Subjects(outcomes, found, identity)
 
     def _counted(self, image: Image.Image, scene: ConceptScene) -> dict[str, str]:
         wanted = Counter(KNOWN[name].kind for name in scene.names)

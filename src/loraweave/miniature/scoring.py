@@ -5,6 +5,7 @@ mean, so nothing is lost.
 """
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -98,11 +99,16 @@ def scorer_version() -> str:
 
 
 def references_version(weights: Path, names: Sequence[str]) -> str:
-    """A hash over what the references of some concepts are made with; their file says it, too."""
+    """A hash over what the references of some concepts are made with; their file says it, too.
+
+    Of the judge that is what finds instances, not how it decides what becomes of them.
+    """
     paths = [p for part in ("base", "clip", "dino") for p in sorted((weights / part).rglob("*"))]
-    paths += [weights / "judge" / name for name in ("judge.json", "segmenter.safetensors")]
+    paths.append(weights / "judge" / "segmenter.safetensors")
     paths += [weights / "loras" / f"{name}.safetensors" for name in names]
-    return _digest(weights, [path for path in paths if path.is_file()])
+    areas = json.loads((weights / "judge" / "judge.json").read_text())["least_area"]
+    own = _digest(weights, [path for path in paths if path.is_file()])
+    return hashlib.sha256(f"{own} {json.dumps(areas)}".encode()).hexdigest()
 
 
 def _digest(weights: Path, paths: Sequence[Path]) -> str:

@@ -63,11 +63,11 @@ def same_class(pipe: StableDiffusionPipeline, judge: Judge, count: int) -> float
     return found_share(pipe, judge, [[k, k] for k in kinds], prompts, "base: same class")
 
 
-def three(pipe: StableDiffusionPipeline, judge: Judge, count: int) -> float:
+def several(pipe: StableDiffusionPipeline, judge: Judge, subjects: int, count: int) -> float:
     """`a cat, a dog and a cup in the snow`: one of each."""
-    scenes = [_kinds(n, 3) for n in range(count)]
+    scenes = [_kinds(n, subjects) for n in range(count)]
     prompts = [listed(kinds, _place(n)) for n, kinds in enumerate(scenes)]
-    return found_share(pipe, judge, scenes, prompts, "base: three")
+    return found_share(pipe, judge, scenes, prompts, f"base: {subjects} subjects")
 
 
 def single_colour(pipe: StableDiffusionPipeline, judge: Judge, count: int) -> float:

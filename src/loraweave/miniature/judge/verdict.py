@@ -42,6 +42,21 @@ class Instance:
 
 
 @dataclass(frozen=True)
+class Likeness:
+    """How much the instance assigned to a concept is that concept.
+
+    Attributes:
+        own: its similarity to it.
+        lead: over the concept of the scene that it is most like beside it; 1 without another one.
+        behind: by how much some known concept is nearer; 0 if it is the nearest.
+    """
+
+    own: float
+    lead: float
+    behind: float
+
+
+@dataclass(frozen=True)
 class Verdict:
     """The judge's finding for one picture.
 
@@ -50,11 +65,13 @@ class Verdict:
         outcomes: per concept of the scene one of `evaluate.verdicts.OUTCOMES`.
         assigned: the instance that is taken for each concept, among those of its class; concepts
             without any are not in it.
+        likeness: of each of these to its concept.
     """
 
     instances: tuple[Instance, ...]
     outcomes: Mapping[str, str]
     assigned: Mapping[str, Instance]
+    likeness: Mapping[str, Likeness]
 
     @property
     def success(self) -> bool:
@@ -85,6 +102,12 @@ class Verdict:
         }  # fmt: skip
 
 
+LEAST_DISTANCE = 0.05
+"""Of two concepts' looks, so that a lead over one that looks the same stays finite."""
+SAME = 0.15
+"""By how much a third concept may be nearer; chosen on labelled pictures."""
+
+
 @dataclass(frozen=True)
 class Thresholds:
     """When an instance is not itself: per concept the least similarity, and the least lead."""
@@ -92,11 +115,20 @@ class Thresholds:
     least_similarity: Mapping[str, float]
     least_lead: float
 
+    def outcome(self, name: str, likeness: Likeness) -> str:
+        """right, swapped or blended: of a concept whose class has as many instances as it should.
 
-LEAST_DISTANCE = 0.05
-"""Of two concepts' looks, so that a lead over one that looks the same stays finite."""
-SAME = 0.15
-"""By how much a third concept may be nearer; chosen on labelled pictures."""
+        Results keep each likeness, so other thresholds can be tried on them without a picture.
+        """
+        if likeness.lead < -self.least_lead:
+            return "swapped"
+        unlike = likeness.own < self.least_similarity.get(name, 0)
+        if likeness.lead < self.least_lead or unlike:
+            return "blended"
+        # A third one's looks are nobody's here.
+        return "right" if likeness.behind <= SAME else "blended"
+
+
 Alike = Callable[[str, str, str], float]
 """Cosine between the looks of two concepts (first and second) on a class (third)."""
 
@@ -115,6 +147,7 @@ def decide(
     counts = Counter(kinds.values())
     outcomes: dict[str, str] = {}
     assigned: dict[str, Instance] = {}
+    likeness: dict[str, Likeness] = {}
     for kind, wanted in counts.items():
         members = [name for name, k in kinds.items() if k == kind]
         found = [instance for instance in instances if instance.kind == kind]
@@ -125,26 +158,20 @@ def decide(
         for row, column in zip(*linear_sum_assignment(cost.reshape(len(members), -1))):
             name = members[row]
             assigned[name] = found[column]
+            rivals = [other for other in kinds if other != name]
+            likeness[name] = _likeness(name, found[column], rivals, alike)
             if len(found) == wanted:
-                rivals = [other for other in kinds if other != name]
-                outcomes[name] = _identity(name, found[column], rivals, thresholds, alike)
-    return Verdict(tuple(instances), {name: outcomes[name] for name in kinds}, assigned)
+                outcomes[name] = thresholds.outcome(name, likeness[name])
+    ordered = {name: outcomes[name] for name in kinds}
+    return Verdict(tuple(instances), ordered, assigned, likeness)
 
 
-def _identity(
-    name: str, instance: Instance, rivals: Sequence[str], thresholds: Thresholds, alike: Alike
-) -> str:
+def _likeness(name: str, instance: Instance, rivals: Sequence[str], alike: Alike) -> Likeness:
     similarity = instance.similarities
     leads = [
         (similarity[name] - similarity[rival])
         / max(1 - alike(name, rival, instance.kind), LEAST_DISTANCE)
         for rival in rivals
     ]
-    lead = min(leads, default=1.0)
-    if lead < -thresholds.least_lead:
-        return "swapped"
-    if lead < thresholds.least_lead or similarity[name] < thresholds.least_similarity.get(name, 0):
-        return "blended"
-    # A third one's looks are nobody's here.
-    own, most = similarity[name], similarity[instance.nearest]
-    return "right" if most - own <= SAME else "blended"
+    own = similarity[name]
+    return Likeness(own, min(leads, default=1.0), similarity[instance.nearest] - own)

@@ -42,7 +42,7 @@ from .run import Fit, Run, save_tensors
 
 CONCEPT_SHARE = 0.3  # of the judge's scenes show concepts instead of random subjects
 STYLED_SHARE = 0.08  # of all scenes are in a style
-LEAST_LEAD = 0.2  # over another concept of the scene; chosen on labelled pictures
+LEAST_LEAD = 0.4  # over another concept of the scene; chosen on injured drawings
 PALETTE_SIZE = 96  # colours that looks are told by
 BLENDED_SHARE, BLENDED_MOST = 0.3, 0.3  # of pictures, and of another picture mixed into one
 
