@@ -11,6 +11,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,9 @@ class CallCosts:
     def __init__(self, base: BaseName, size: tuple[int, int], count: int, rank: int):
         self.pipe = speed_base(base, "meta", torch.float32)
         self.size, self.known = size, {}
+        # Each is counted once: all LoRAs have the same shapes.
+        self.text, self.decoding = cache(self._text), cache(self._decoding)
+        self._stock = cache(self._stock_call)
         with tempfile.TemporaryDirectory() as folder:
             files = speed_loras(self.pipe, Path(folder), count, rank)
             refs = {name: LoraRef(path=path) for name, path in files.items()}
@@ -65,7 +69,7 @@ class CallCosts:
             texts: whose LoRAs read each.
         """
         calls = sum(self.call(kind) * count for kind, count in work.items())
-        return calls + sum(self.text(readers) for readers in texts) + self.decoding()
+        return calls + sum(self.text(len(readers)) for readers in texts) + self.decoding()
 
     def call(self, kind: Work) -> int:
         """One call."""
@@ -83,26 +87,23 @@ class CallCosts:
 
     def plain(self, steps: int) -> int:
         """A picture by stock diffusers with one LoRA, unfused as peft adds it."""
-        name = next(iter(self.adapters))
-        return steps * self._stock([name]) + self.text([name]) + self.decoding()
+        return steps * self._stock(1) + self.text(1) + self.decoding()
 
-    def naive(self, loras: Sequence[str], updates: Sequence[int]) -> int:
+    def naive(self, loras: int, updates: Sequence[int]) -> int:
         """A picture by `naive_picture`."""
         still = sum(not count for count in updates)
 
-        def one_pass(own: list[str]) -> int:
-            moving = sum(updates) * self._stock(own, Recording(), differentiated=True)
-            return self.text(own) + still * self._stock(own, Recording()) + moving
+        def one_pass(own: int) -> int:
+            moving = sum(updates) * self._stock(own, recorded=True, differentiated=True)
+            return self.text(own) + still * self._stock(own, recorded=True) + moving
 
-        # All LoRAs have the same shapes.
-        return self.decoding() + one_pass([]) + len(loras) * one_pass(list(loras[:1]))
+        return self.decoding() + one_pass(0) + loras * one_pass(1)
 
-    def _stock(
-        self, names: Sequence[str], recorder: Recording | None = None, differentiated: bool = False
-    ) -> int:
-        """One call on both halves without our parts."""
+    def _stock_call(self, loras: int, recorded: bool = False, differentiated: bool = False) -> int:
+        """One call on both halves without our parts, with so many LoRAs."""
         leaf = torch.zeros(self._shape(), device="meta", requires_grad=differentiated)
-        own = [self.adapters[name] for name in names]
+        own = [*self.adapters.values()][:loras]
+        recorder = Recording() if recorded else None
         sites = reading_sites(self.pipe.unet) if recorder else []
         with (
             adapter_hooks(self.pipe.unet, "unet", own) as hooks, replaced(sites, recorder),
@@ -114,19 +115,19 @@ class CallCosts:
                 torch.autograd.grad(torch.cat(recorder.kept).sum(), leaf)
         return counter.get_total_flops()
 
-    def text(self, readers: Sequence[str]) -> int:
-        """Two texts through the text encoder with some LoRAs."""
+    def _text(self, loras: int) -> int:
+        """Two texts through the text encoder with so many LoRAs."""
         ids = torch.zeros(2, self.pipe.tokenizer.model_max_length, dtype=torch.long, device="meta")
-        own = {name: self.adapters[name] for name in readers}
-        rows = [[(adapter, 1.0) for adapter in own.values()]] * 2
+        own = [*self.adapters.values()][:loras]
+        rows = [[(adapter, 1.0) for adapter in own]] * 2
         with (
-            adapter_hooks(self.pipe.text_encoder, "text_encoder", [*own.values()]) as hooks,
+            adapter_hooks(self.pipe.text_encoder, "text_encoder", own) as hooks,
             hooks.rows(rows), flop_counter() as counter, torch.no_grad(),
         ):  # fmt: skip
             self.pipe.text_encoder(ids)
         return counter.get_total_flops()
 
-    def decoding(self) -> int:
+    def _decoding(self) -> int:
         """The latents of one picture through the autoencoder."""
         latents = torch.zeros(self._shape(), device="meta")
         with flop_counter() as counter, torch.no_grad():

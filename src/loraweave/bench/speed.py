@@ -215,7 +215,7 @@ def counted(plan: Plan, progress: bool = False) -> list[dict[str, Any]]:
         steps = plan.steps_of(method)
         if method == NAIVE:
             updates = plan.naive_updates()
-            flops = costs.naive(NOUNS[:count], updates)
+            flops = costs.naive(count, updates)
             calls = (count + 1) * sum(max(1, n) for n in updates)
         else:
             work, texts = work_of(method, count, steps, plan.settings_of(method))
