@@ -264,7 +264,9 @@ def test_a_method_without_gradients_says_that_checkpointing_saves_nothing(pipe, 
         ("regional", {}, False), ("regional", {"guidance": "boxdiff"}, True), ("conform", {}, True),
         ("attend_and_excite", {}, True),
     ):  # fmt: skip
-        assert get_method(name, settings).takes_gradients is takes
+        assert get_method(name, settings).takes_gradients(0) is takes
+    weave = get_method("weave")
+    assert [weave.takes_gradients(placed) for placed in (0, 2, 3)] == [False, False, True]
 
 
 def test_what_excludes_the_limit_is_said(pipe, loras):

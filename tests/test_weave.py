@@ -96,6 +96,31 @@ def test_what_given_places_read(double, loras):
     assert not torch.equal(drawn(loras, PROMPT, two, **early), drawn(loras, PROMPT, two))
 
 
+def test_given_places_of_three_are_filled(double, loras):
+    """As LoRA-Composer fills its regions, which is then the same picture but for isolation."""
+    boxes = {"a": (0, 0, 0.3, 1), "b": (0.3, 0, 0.6, 1), "c": (0.7, 0, 1, 1)}
+    files = loras | {"c": loras["a"]}
+
+    def drawn(method="weave", prompt=THREE, regions=boxes, **own):
+        return draw(double, files, prompt, method, regions=regions, settings=own)
+
+    every, some, none = drawn(), drawn(placed_updates=2), drawn(placed_updates=0)
+    assert [(out.info["calls"], len(out.info["losses"][0])) for out in (every, some, none)] == [
+        (10, 5), (7, 2), (5, 0),
+    ]  # fmt: skip
+    composer = drawn("lora_composer", isolation=False)
+    torch.testing.assert_close(every.images, composer.images, atol=1e-9, rtol=0)
+    losses, theirs = (torch.tensor(out.info["losses"][0]) for out in (every, composer))
+    torch.testing.assert_close(losses, theirs)
+    two = dict(list(boxes.items())[:2])
+    pair = {name: loras[name] for name in two}
+    assert draw(double, pair, regions=two).info["losses"] == [[]]
+    filled = draw(double, pair, regions=two, settings={"placed_updates": 3})
+    assert len(filled.info["losses"][0]) == 3
+    with pytest.raises(loraweave.MethodError, match=r"placed_updates .* here places are found"):
+        drawn(regions=two, placed_updates=3)
+
+
 def test_places_are_found_once_more(double, loras):
     """From the layout's end to the refresh every owner is looked at, in the same calls."""
     settings = {"layout_share": 0.4, "refresh": 0.8}

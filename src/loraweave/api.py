@@ -210,16 +210,19 @@ def compose(
         every = {**adapters, **method.extra_adapters(scene, adapters)}
         composed = stack.enter_context(composition(scene, backbone, every, masks_at_hand))
         followed, condition_records = prepare(composed, at_hand, allow_pickle)
+        gradients = method.takes_gradients(
+            len(composed.concepts) if auto_regions else composed.placed
+        )
         mode, tiles = MemoryMode(pass_batch, checkpointing=checkpointing), False
         if max_memory is not None:
             most = 1 if auto_regions else min(batch_size, len(sources))
             plan, chosen = planned(
-                max_memory, composed, *size, gradients=method.takes_gradients, pictures=most,
+                max_memory, composed, *size, gradients=gradients, pictures=most,
                 rows=2 * (len(composed.concepts) + 1) * most,
             )  # fmt: skip
             stack.enter_context(kept_to(plan, backbone))
             mode, notes, tiles = plan.mode, [*notes, chosen], plan.tiling
-        if checkpointing and not method.takes_gradients:
+        if checkpointing and not gradients:
             notes.append(f"{method.name} takes no gradients here, so checkpointing saves nothing")
         executor = stack.enter_context(executing(composed, mode, followed))
         method.check(composed)
@@ -316,9 +319,8 @@ def _scheduler(
     backbone, scene = executor.backbone, executor.composition.scene
     generator = generators[0] if len({id(g) for g in generators}) == 1 else generators
     own = scheduler_for(scene.scheduler, backbone.pipe.scheduler)
-    return StepScheduler(
-        own, scene.num_inference_steps, backbone.device, generator, method.takes_gradients
-    )
+    moved = method.takes_gradients(executor.composition.placed)
+    return StepScheduler(own, scene.num_inference_steps, backbone.device, generator, moved)
 
 
 def _batches(sources: list, size: int) -> list[list]:

@@ -32,7 +32,7 @@ LATER: Mapping[str, Any] = {
 }  # fmt: skip
 LATER_SETTINGS: Mapping[str, Any] = {
     "update_every": 1, "mask_until": None, "frozen": "passes", "unconditional": "own",
-    "room": 0.0, "refresh": 0.0,
+    "room": 0.0, "refresh": 0.0, "placed_updates": None,
 }  # fmt: skip
 """Fields, and settings of methods, that keys of former results are older than: they count where
 they are not the usual."""

@@ -88,6 +88,12 @@ class Composition:
         self._texts: dict[str, tuple[list[str], Tensor]] = {}
 
     @property
+    def placed(self) -> int:
+        """Number of the concepts if every one has a region, else 0."""
+        every = all(self.regions.get(concept.name) for concept in self.concepts)
+        return len(self.concepts) if every else 0
+
+    @property
     def texts(self) -> list[list[str]]:
         """Whose LoRAs read each text so far; a negative one was read with each."""
         return [names for names, _ in self._texts.values()]

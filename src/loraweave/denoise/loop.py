@@ -173,7 +173,8 @@ def _keep_moves(scheduler: Any) -> None:
     if kind in _FROM_KEPT or (kind == "PNDMScheduler" and not config["skip_prk_steps"]):
         raise MethodError(
             f"{kind} takes its second evaluations from latents of its own, so what the method "
-            "does to the latents would be lost; take another scheduler, such as dpm++_2m or ddim"
+            "does to the latents would be lost; take another scheduler, such as dpm++_2m or "
+            "ddim, or settings of the method that leave the latents alone"
         )
     if "disable_corrector" in config:  # UniPC's corrector goes back to the latents of before
         scheduler.disable_corrector = list(range(len(scheduler.timesteps)))

@@ -73,9 +73,12 @@ class Method:
         assert isinstance(own, MethodSettings)
         self.settings: MethodSettings = own
 
-    @property
-    def takes_gradients(self) -> bool:
-        """Whether it moves the latents by gradients of the denoiser, with these settings."""
+    def takes_gradients(self, placed: int) -> bool:
+        """Whether it moves the latents by gradients of the denoiser, with these settings.
+
+        Args:
+            placed: number of the concepts if every one has a region, else 0.
+        """
         return self.settings.takes_gradients
 
     @classmethod

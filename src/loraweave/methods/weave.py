@@ -13,6 +13,9 @@ the places the sentence is read early, and later the rest of it without the conc
 the user gives the places of three or more, there is no layout to make: each reads its own words
 from the start.
 
+What the user gives is not where the noise would put things. So of three or more early steps move
+the latent until each concept's words fill its place, by LoRA-Composer's losses.
+
 Which of these parts matter is measured in docs/decisions/0017-weave.md.
 
 `B` pictures, `N` concepts, `K` owners, (H, W) cells of the latent.
@@ -37,6 +40,7 @@ from ..layout.places import PlaceRule, places_of, upsampled
 from ..layout.regions import joined, region_masks, shared
 from ..scene import BACKGROUND
 from .base import Method, MethodSettings
+from .lora_composer import LoRAComposerSettings, LoRAComposerStage
 from .masked import Outside, owners
 
 
@@ -55,6 +59,10 @@ class WeaveSettings(MethodSettings):
         placed_context: where the user gives the places of all concepts, `context` early and late,
             with `outside` from the start. If None, 0 for three and more, whose sentence has too
             many others' nouns, and for two as where places are found.
+        placed_updates: where the user gives the places of all concepts, the steps from the first on
+            before which the latent is moved so that each concept's words look into its place and
+            fill it, as lora_composer does it; each takes a gradient. If None, as many as there for
+            three and more; for two, which have their places without, none.
         outside: what is read outside of the places, after the early steps: the whole `prompt`, or
             the `rest` of it without the concepts' words.
         refresh: the share of the run after which places are found once more, by where each noun has
@@ -70,10 +78,17 @@ class WeaveSettings(MethodSettings):
     early: float = Field(0.3, ge=0, le=1)
     early_context: float = Field(0.6, ge=0, le=1)
     placed_context: float | None = Field(None, ge=0, le=1)
+    placed_updates: int | None = Field(None, ge=0)
     room: float = Field(0.08, ge=0, le=1)
     outside: Outside = "rest"
     refresh: float = Field(0.0, ge=0, lt=1)
     attention: Literal["keys", "queries"] = "keys"
+
+    def updates_of(self, placed: int) -> int:
+        """`placed_updates` where so many concepts have all their places from the user."""
+        if self.placed_updates is None:
+            return LoRAComposerSettings.model_fields["max_updates"].default if placed > 2 else 0
+        return self.placed_updates if placed else 0
 
 
 class Weave(Method):
@@ -82,11 +97,15 @@ class Weave(Method):
     name = "weave"
     summary = "places found by attention, each drawn as by its LoRA alone, in one call a step"
     source = "LoRAWeave, docs/decisions/0017-weave.md"
-    passes = "1, and a fifth more steps for the layout"
+    passes = "1, and a fifth more steps for the layout, or with regions gradients in the first half"
     regions = "found, or from the user"
     own_prompts = True
     refuses = ("LoRAs of layers without places (time embedding)",)
     Settings = WeaveSettings
+
+    def takes_gradients(self, placed: int) -> bool:
+        assert isinstance(self.settings, WeaveSettings)
+        return self.settings.updates_of(placed) > 0
 
     def stages(
         self, composition: Composition, executor: Executor, scheduler: StepScheduler
@@ -94,7 +113,7 @@ class Weave(Method):
         settings = self.settings
         assert isinstance(settings, WeaveSettings)
         given = given_places(composition)
-        _check_effects(settings, len(given), len(composition.concepts))
+        _check_effects(settings, len(given), len(composition.concepts), composition.placed)
         if len(given) == len(composition.concepts):
             return [WeaveStage(composition, executor, scheduler, settings, given)]
         if len(scheduler.timesteps) < 2 and not settings.restart:
@@ -103,8 +122,13 @@ class Weave(Method):
         return [layout, WeaveStage(composition, executor, scheduler, settings, given, layout)]
 
 
-def _check_effects(settings: WeaveSettings, given: int, concepts: int) -> None:
+def _check_effects(settings: WeaveSettings, given: int, concepts: int, placed: int) -> None:
     """Raise MethodError for settings that would not be used."""
+    if settings.placed_updates and not placed:
+        raise MethodError(
+            "placed_updates is for scenes with a region for every concept, and here places are "
+            "found; leave it out"
+        )
     if settings.refresh and given == concepts:
         raise MethodError("refresh finds places once more, and here all are known; leave it out")
     if 0 < settings.refresh <= settings.layout_share:
@@ -192,6 +216,12 @@ class WeaveStage(Stage):
             for outside in (early_outside, settings.outside)
         )  # fmt: skip
         self.places = torch.empty(0)  # (B, N, H, W)
+        self.filling: LoRAComposerStage | None = None
+        if updates := settings.updates_of(composition.placed):
+            own = {"isolation": False, "max_updates": updates}
+            composer = LoRAComposerSettings.model_validate(own)
+            self.filling = LoRAComposerStage(composition, executor, scheduler, composer)
+            self.trace = self.filling.trace  # which has the losses
         self._mixed: dict[float, Tensor] = {}
         self._refreshed = round(settings.refresh * len(scheduler.timesteps))
         self._seen: list[Tensor] = []  # (B, N, h, w) each
@@ -232,6 +262,9 @@ class WeaveStage(Stage):
                     f"the regions that are given leave no place for {concept.name!r}; give it one, "
                     "too, or make them smaller"
                 )
+
+    def refine(self, latents: Tensor, i: int, t: Tensor) -> Float[Tensor, "B C H W"]:
+        return latents if self.filling is None else self.filling.refine(latents, i, t)
 
     def predict(self, latents: Tensor, i: int, t: Tensor) -> Float[Tensor, "B C H W"]:
         if i == self._refreshed and self._seen:
