@@ -97,7 +97,7 @@ class Weave(Method):
     name = "weave"
     summary = "places found by attention, each drawn as by its LoRA alone, in one call a step"
     source = "LoRAWeave, docs/decisions/0017-weave.md"
-    passes = "1, and a fifth more steps for the layout, or with regions gradients in the first half"
+    passes = "1, and a fifth more steps for the layout; gradients where 3 and more have regions"
     regions = "found, or from the user"
     own_prompts = True
     refuses = ("LoRAs of layers without places (time embedding)",)
