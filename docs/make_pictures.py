@@ -161,7 +161,7 @@ def sketch_sample(pipe: StableDiffusionPipeline, path: Path, steps: int = 50) ->
 
 def boxes_sample(drawer: SceneDrawer, path: Path, steps: int = 50) -> None:
     """The first report scenes of two to five concepts, by methods with and without boxes."""
-    methods = ["merge", "regional", "masked", "lora_composer"]
+    methods = ["merge", "regional", "masked", "lora_composer", "weave"]
     rows, marks = [], []
     for suite in ("boxes2", "boxes3", "boxes4", "boxes5"):
         for scene in scenes(read_suite(suite), "report", 2):
