@@ -129,6 +129,19 @@ class TestGenerate:
         assert "note:" not in again.stderr
         assert (out / "a.png").read_bytes() == (out / "b.png").read_bytes()
 
+    def test_what_it_cost_is_kept_if_asked_for(self, out, model, base_folder):
+        told = run("generate", PROMPT, *model, "-o", out / "a.png", "--cost", "--json")
+        record = read_png_record(out / "a.png")
+        (one,) = json.loads(told.stdout)["images"]
+        assert one["cost"] == record["cost"]
+        assert record["cost"]["calls"] == one["calls"]
+        assert record["cost"]["tflops"] >= 0
+        again = run("generate", "--from", out / "a.png", "--base", base_folder, "-o", out / "b.png")
+        assert again.exit_code == 0, again.stderr
+        assert {**read_png_record(out / "b.png"), "cost": record["cost"]} == record
+        with Image.open(out / "a.png") as image, Image.open(out / "b.png") as second:
+            assert image.tobytes() == second.tobytes()
+
     def test_again_with_something_else(self, out, model, base_folder):
         run("generate", PROMPT, *model, "-o", out / "a.png", "--set", "context=0.5")
         result = run("generate", "--from", out / "a.png", "--base", base_folder, "-o",

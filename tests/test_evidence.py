@@ -237,7 +237,11 @@ def test_pictures_are_kept_and_checked(tmp_path):
     merge, alone = jobs
     (picture,) = picture_files(tmp_path, merge)
     assert read_png_record(picture)["scene"]["prompt"] == merge.scene.prompt
+    (row,) = read_results(tmp_path / "pairs" / "merge.json").values()
+    machine = {"machine": row["made"]["machine"]}
+    assert read_png_record(picture)["cost"] == row["cost"] | machine
     assert len(picture_files(tmp_path, alone)) == 2
+    assert all("cost" not in read_png_record(own) for own in picture_files(tmp_path, alone))
     assert all(path.is_file() for path in picture_files(tmp_path, alone))
     sheet = tmp_path / "grid.png"
     few = ["--size", "quick", "--steps", 1, "--scenes", 1, "--results", tmp_path]

@@ -170,8 +170,9 @@ class TestDamagedRecords:
 
     @pytest.mark.parametrize(
         "change",
-        [{"versions": []}, {"loras": {"cat": "c"}}, {"base": "miniature"}, {"conditions": ["a"]}],
-    )
+        [{"versions": []}, {"loras": {"cat": "c"}}, {"base": "miniature"}, {"conditions": ["a"]},
+         {"cost": 7}],
+    )  # fmt: skip
     def test_parts_of_another_kind(self, tmp_path, change):
         record = json.dumps({**picture_record(info(), 0), **change})
         with pytest.raises(SceneError, match="damaged"):

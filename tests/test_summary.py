@@ -3,11 +3,13 @@
 import json
 
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 from loraweave import SceneError
 from loraweave.cli import app
+from loraweave.evaluate.cost import told_cost
 from loraweave.evaluate.summary import by_method, means
 from loraweave.lora.file import file_sha256
 from loraweave.miniature.concepts import KNOWN, draw_subjects
@@ -37,14 +39,21 @@ def test_of_the_miniatures_pictures_its_judge_says_what_becomes_of_them(tmp_path
     twice = {"one": hashes["blackcat"], "two": hashes["blackcat"]}
     assert judge.outcomes(picture, ["one", "two"], twice) is None
     scene = "a [sks cat](blackcat) and a [zwx dog](golddog)"
-    drawn = run("generate", scene, "--steps", 2, "--method", "merge", "-o", tmp_path / "merge.png")
+    how = "--steps", 2, "--method", "merge", "--cost", "-o", tmp_path / "merge.png"
+    drawn = run("generate", scene, *how)
     assert drawn.exit_code == 0, drawn.stderr
     models = [
         w for o in ("clip", "dino", "references", "segmenter") for w in (f"--{o}", "miniature")
     ]
     out = run("evaluate", tmp_path / "merge.png", *models, "--json")
     assert out.exit_code == 0, out.stderr
-    (entry,) = json.loads(out.stdout)["pictures"]
+    told = json.loads(out.stdout)
+    (entry,) = told["pictures"]
+    cost = entry["cost"]
+    assert (cost["calls"], cost["rows"], cost["backward_rows"]) == (2, 4, 0)
+    assert min(cost["seconds"], cost["tflops"], cost["peak_mib"]) > 0
+    assert entry["versions"]["torch"] == torch.__version__
+    assert told["mean"]["cost"] == {k: v for k, v in cost.items() if k != "machine"}
     expected = judge.outcomes(
         Image.open(tmp_path / "merge.png"), ["blackcat", "golddog"], hashes
     )  # fmt: skip
@@ -55,6 +64,26 @@ def test_of_the_miniatures_pictures_its_judge_says_what_becomes_of_them(tmp_path
 def entry(method, scene, seed, *outcomes, **more):
     own = dict(zip("ab", outcomes))
     return {"method": method, "scene": scene, "seed": seed, "outcomes": own, **more}
+
+
+def test_costs_of_several_machines_by_hand():
+    here, there = ({"machine": name, "threads": 2} for name in ("here", "there"))
+    one = {"seconds": 1.0, "calls": 50, "peak_mib": 8.0}
+    two = {"seconds": 3.0, "calls": 60, "tflops": 2.0}
+    same = entry("merge", "s", 1, cost=one | here), entry("merge", "s", 2, cost=two | here)
+    expected = {"seconds": 2, "calls": 55, "tflops": 2, "peak_mib": 8, "threads": 2}
+    without = entry("merge", "s", 3)
+    assert means([*same, without])["cost"] == expected
+    assert by_method([*same, without])["merge"]["cost"] == expected
+    mixed = means([same[0], entry("merge", "s", 2, cost=two | there)])
+    assert mixed["cost"] == {"calls": 55, "tflops": 2}
+    assert "cost" not in means([without])
+
+
+def test_a_record_tells_no_cost_that_is_no_number():
+    cost = {"seconds": "1", "calls": True, "rows": 4, "machine": 3, "threads": None, "other": 1}
+    assert told_cost({"cost": cost}) == {"rows": 4}
+    assert told_cost({}) == {}
 
 
 def test_methods_beside_one_another_by_hand():

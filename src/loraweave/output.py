@@ -35,7 +35,7 @@ class ComposeOutput:
             laid out, by concept; empty without `auto_regions`), "nsfw" (whether the base's safety
             checker made it black, None without one) and "caveats" (why the record is not enough to
             make it again, None if it is); "notes", sentences about what was found in the LoRAs'
-            files.
+            files. Where it was measured, "cost" (`evaluate.cost.drawn_with_cost`).
         work: what the denoiser's calls computed, and how often.
     """
 
@@ -66,6 +66,8 @@ def picture_record(info: Mapping[str, Any], index: int) -> dict[str, Any]:
     if boxes := info.get("regions"):
         record["scene"]["regions"] = {**record["scene"]["regions"], **boxes[index]}
     record["caveat"] = info["caveats"][index]
+    if "cost" in info:  # never told unasked: it differs from run to run, and the file with it
+        record["cost"] = dict(info["cost"])
     return record
 
 
@@ -132,6 +134,7 @@ def read_png_record(path: str | Path) -> dict[str, Any]:
         conditions = record.setdefault("conditions", [])  # older pictures have none
         whole = whole and isinstance(conditions, list)
         whole = whole and all(isinstance(one, dict) for one in conditions)
+        whole = whole and isinstance(record.get("cost", {}), dict)
     except (ValueError, KeyError, TypeError, RecursionError):
         whole = False
     if not whole:

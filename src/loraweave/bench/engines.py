@@ -7,7 +7,6 @@ begun again, once.
 
 import logging
 import os
-import platform
 import signal
 import socket
 from collections import Counter, deque
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from ..errors import MethodError
+from ..evaluate.cost import machine
 from ..evaluate.flops import flop_counter
 from ..miniature.judged import Judged
 from ..output import versions
@@ -91,9 +91,8 @@ class Worker:
                 judged.cost["tflops"] = round(counter.get_total_flops() / 1e12, 4)
         except Exception as error:
             return Finished(job, None, f"{type(error).__name__}: {error}")
-        cost = {**judged.cost, "threads": torch.get_num_threads()}
         result: dict[str, Any] = {
-            "job": job.description(), "cost": cost, **drawer.measures,
+            "job": job.description(), "cost": judged.cost, **drawer.measures,
             "made": made_by(job.device),
             **{key: value for key, value in asdict(judged.findings).items() if value is not None},
         }  # fmt: skip
@@ -103,10 +102,7 @@ class Worker:
 @cache
 def made_by(device: str) -> dict[str, str]:
     """Versions of the libraries, and what draws, in words."""
-    machine = f"{platform.machine()}, {os.cpu_count()} cores"
-    if torch.device(device).type == "cuda":
-        machine = f"{torch.cuda.get_device_name(device)}; {machine}"
-    return {**versions(), "machine": machine}
+    return {**versions(), "machine": machine(device)}
 
 
 def here(jobs: Sequence[AnyJob], *how: bool) -> Generator[Finished]:

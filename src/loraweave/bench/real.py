@@ -18,6 +18,7 @@ from .. import __version__
 from ..api import compose
 from ..detect import Segmenter, get_segmenter
 from ..errors import MethodError, ModelNotFound, SceneError
+from ..evaluate.cost import cost_of
 from ..evaluate.encoders import Clip, Dino
 from ..evaluate.findings import boxes_of, measured
 from ..evaluate.pictures import known_features
@@ -261,9 +262,7 @@ class RealDrawer:
         self._features({concept.name: concept.noun for concept in job.scene.concepts})
         with peak_memory(self.device) as memory:
             output = self.draw(job)
-        cost = {k: round(output.info[k], 3) for k in ("seconds", "calls", "rows", "backward_rows")}
-        if memory.mib is not None:
-            cost["peak_mib"] = memory.mib
+        cost = cost_of([output], memory)
         return Judged([output], self._findings(job, output.images[0]), cost)
 
     def draw(self, job: RealJob) -> ComposeOutput:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,6 +53,13 @@ def generate(
     save_maps: Annotated[
         Path | None, typer.Option(help="Also write a figure of attention and masks (PNG).")
     ] = None,
+    cost: Annotated[
+        bool,
+        typer.Option(
+            "--cost", help="Measure seconds, memory and FLOPs (by drawing a second time), and keep "
+            "them in the picture, for evaluate.",
+        ),
+    ] = False,
     pass_batch: options.PassBatch = None,
     checkpointing: options.Checkpointing = False,
     max_memory: options.MaxMemory = None,
@@ -61,7 +69,7 @@ def generate(
     allow_partial: options.AllowPartial = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
-) -> None:
+) -> None:  # fmt: skip
     """Draw a picture with several LoRAs."""
     pictures = _numbered(out, count)
     figures = _numbered(save_maps, count) if save_maps else []
@@ -82,7 +90,7 @@ def generate(
         checkpointing=checkpointing, max_memory=max_memory,
     )  # fmt: skip
     for n, path in enumerate(pictures):
-        output = drawer.draw(name, job.scene.seed + n)
+        output = drawer.draw(name, job.scene.seed + n, cost)
         output.save(path)
         if figures:
             from ..evaluate.figures import maps_figure
@@ -214,16 +222,19 @@ class _Drawer:
         self.done: list[dict[str, Any]] = []
         self.told: set[str] = set()
 
-    def draw(self, method: str, seed: int) -> Any:
-        """One picture as a `ComposeOutput`."""
+    def draw(self, method: str, seed: int, cost: bool = False) -> Any:
+        """One picture as a `ComposeOutput`, with what it cost if that is asked for."""
         from ..api import compose
+        from ..evaluate.cost import drawn_with_cost
 
         if not self.quiet:
             typer.echo(f"{method}, seed {seed} ...", err=True)
-        output = compose(
-            self.pipe, self.scenes[method].replace(seed=seed), method=self.methods[method],
-            progress=not self.quiet, auto_regions=method in self.auto, **self.how,
+        once = partial(
+            compose, self.pipe, self.scenes[method].replace(seed=seed),
+            method=self.methods[method], progress=not self.quiet, auto_regions=method in self.auto,
+            **self.how,
         )  # fmt: skip
+        output = drawn_with_cost(once, self.pipe.device, flops=True) if cost else once()
         for name, lora in output.info["loras"].items():
             if lora.get("dropped") and not self.done:
                 typer.echo(f"note: {name!r} was used without {len(lora['dropped'])} of its tensors",
@@ -250,6 +261,7 @@ class _Drawer:
                 "seconds": round(seconds, 3),
                 "calls": output.info["calls"],
                 "found": verdict.as_dict() if verdict else None,
+                **{key: output.info[key] for key in ("cost",) if key in output.info},
             }
         )
         if not (self.as_json or self.quiet):

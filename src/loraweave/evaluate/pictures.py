@@ -13,6 +13,7 @@ from ..output import read_png_record
 from ..progress import track
 from ..prompt import pass_prompt
 from ..scene import Scene, scene_from_dict
+from .cost import told_cost
 from .encoders import Clip, Dino
 from .findings import boxes_of, measured
 from .references import read_picture, read_references
@@ -30,6 +31,8 @@ class Made:
         scene: that it shows.
         method: that drew it.
         hashes: by LoRA, of its file.
+        versions: of the libraries that drew it.
+        cost: of drawing it, as far as the record says it; see `cost.COSTS`.
     """
 
     path: Path
@@ -37,6 +40,8 @@ class Made:
     scene: Scene
     method: str
     hashes: Mapping[str, str]
+    versions: Mapping[str, str]
+    cost: Mapping[str, Any]
 
     @property
     def nouns(self) -> dict[str, str]:
@@ -60,7 +65,10 @@ def read_made(paths: Sequence[Path]) -> list[Made]:
         if not scene.concepts:
             raise SceneError(f"the scene of {path} has no concepts to look for")
         hashes = {name: str(lora.get("sha256")) for name, lora in record["loras"].items()}
-        found.append(Made(path, read_picture(path), scene, record["method"], hashes))
+        image, drawn_by = read_picture(path), record["versions"]
+        found.append(
+            Made(path, image, scene, record["method"], hashes, drawn_by, told_cost(record))
+        )
     return found
 
 
@@ -87,7 +95,8 @@ def evaluate_pictures(
         judge: that says what becomes of the concepts, where it can; else segmenter and encoders do.
 
     Returns:
-        `pictures`, one entry for each; `mean` over them; `methods`, see `summary.by_method`, or why
+        `pictures`, one entry for each, with its `cost`, where its record says it, and the
+        `versions` that drew it; `mean` over them; `methods`, see `summary.by_method`, or why
         they are `not_compared`.
 
     Raises:
@@ -118,6 +127,8 @@ def evaluate_pictures(
             "seed": made.scene.seed, **scores,
         }  # fmt: skip
         entry |= found.as_dict() if found else {}
+        entry |= {"cost": dict(made.cost)} if made.cost else {}
+        entry["versions"] = dict(made.versions)
         entries.append(entry)
     told: dict[str, Any] = {"pictures": entries, "mean": means(entries), "methods": {}}
     try:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import SceneError
 from .bootstrap import DIFFERENCES, SHARES, over_scenes
+from .cost import mean_cost
 from .scores import SCORES
 from .verdicts import OUTCOMES
 
@@ -16,7 +17,8 @@ Entry = Mapping[str, Any]
 def means(entries: Sequence[Entry]) -> dict[str, Any]:
     """Of every score, over the pictures that have it; of outcomes their shares of the concepts.
 
-    An outcome that could not be told in some picture (`not_told`) has no share.
+    An outcome that could not be told in some picture (`not_told`) has no share. `cost` is of the
+    pictures that say it, see `mean_cost`.
     """
     found: dict[str, Any] = {}
     for name in ("clip_t", *SCORES):
@@ -34,7 +36,7 @@ def means(entries: Sequence[Entry]) -> dict[str, Any]:
     for kind in ("iou", "containment"):
         if own := [value for entry in entries for value in entry.get(kind, {}).values()]:
             found[kind] = mean(own)
-    return found
+    return found | _costs(entries)
 
 
 def by_method(entries: Sequence[Entry]) -> dict[str, dict[str, Any]]:
@@ -43,7 +45,7 @@ def by_method(entries: Sequence[Entry]) -> dict[str, dict[str, Any]]:
     Figures are `right` to `blended`, shares of a picture's concepts; `clip_t`, the cosine; of the
     other scores `_min`, `_avg` and `_max` over the concepts; `iou` and `containment`. Every method
     but the first has `minus_<first>` with the differences over the scenes and noises that both
-    have, if there are any.
+    have, if there are any. `cost` is the mean of pictures that say it, see `mean_cost`.
 
     Args:
         entries: of pictures; `scene` and `seed` say which belong together.
@@ -62,7 +64,7 @@ def by_method(entries: Sequence[Entry]) -> dict[str, dict[str, Any]]:
     kinds = _figures(entries)
     table: dict[str, dict[str, Any]] = {}
     for method, own in rows.items():
-        table[method] = {"pictures": len(own)}
+        table[method] = {"pictures": len(own), **_costs([*own.values()])}
         for kind, (of, bounds) in kinds.items():
             known = [(entry, value) for entry in own.values() if (value := of(entry)) is not None]
             table[method] |= _estimate(kind, known, bounds)
@@ -99,6 +101,11 @@ def _figures(entries: Sequence[Entry]) -> dict[str, tuple[Figure, tuple[float, f
 def _told(entries: Sequence[Entry]) -> Iterator[str]:
     untold = {kind for entry in entries for kind in entry.get("not_told", ())}
     yield from (kind for kind in OUTCOMES if kind not in untold)
+
+
+def _costs(entries: Sequence[Entry]) -> dict[str, Any]:
+    told = mean_cost([entry["cost"] for entry in entries if "cost" in entry])
+    return {"cost": told} if told else {}
 
 
 def _share(kind: str, entry: Entry) -> float | None:

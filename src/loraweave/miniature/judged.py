@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from ..api import compose
+from ..evaluate.cost import cost_of, machine
 from ..loading import load
 from ..memory.measured import peak_memory
 from ..methods import METHODS
@@ -63,8 +64,7 @@ class Judged:
     Attributes:
         outputs: one; several for `alone`.
         findings: of the judge; of `alone` about each concept in its own picture.
-        cost: seconds, denoiser calls, rows in them, rows differentiated, and where this machine
-            tells it the memory that was needed beyond what was in use before, in MiB.
+        cost: see `evaluate.cost.COSTS`.
     """
 
     outputs: list[ComposeOutput]
@@ -77,10 +77,17 @@ class Judged:
         return [output.images[0] for output in self.outputs]
 
     def files(self) -> list[bytes]:
-        """The pictures as PNGs that carry how they were made."""
-        return [
-            png_bytes(output.images[0], picture_record(output.info, 0)) for output in self.outputs
-        ]
+        """The pictures as PNGs that carry how they were made, and what each cost.
+
+        What several cost together is in no picture.
+        """
+        made = []
+        for output in self.outputs:
+            info = output.info
+            if len(self.outputs) == 1:
+                info = info | {"cost": {**self.cost, "machine": machine(info["device"])}}
+            made.append(png_bytes(output.images[0], picture_record(info, 0)))
+        return made
 
     @property
     def outcomes(self) -> dict[str, str]:
@@ -112,9 +119,7 @@ class SceneDrawer:
         """One scene with its own noise, by a method or a yardstick."""
         with peak_memory(self.device) as memory:
             outputs = self.outputs(scene, method, settings, steps, scheduler)
-        cost = _cost(outputs)
-        if memory.mib is not None:
-            cost["peak_mib"] = memory.mib
+        cost = cost_of(outputs, memory)
         images = [output.images[0] for output in outputs]
         if method == "alone":
             return Judged(outputs, self._of_each(images, scene), cost)
@@ -178,8 +183,3 @@ class SceneDrawer:
             settings=settings, progress=False, regions=regions, **how,
             generator=torch.Generator().manual_seed(scene.seed), width=scene.width,
         )  # fmt: skip
-
-
-def _cost(outputs: Sequence[ComposeOutput]) -> dict[str, float]:
-    keys = ("seconds", "calls", "rows", "backward_rows")
-    return {key: round(sum(o.info[key] for o in outputs), 3) for key in keys}
