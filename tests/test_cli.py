@@ -139,6 +139,9 @@ class TestGenerate:
         again = run("generate", "--from", out / "a.png", "--base", base_folder, "-o", out / "b.png")
         assert again.exit_code == 0, again.stderr
         assert {**read_png_record(out / "b.png"), "cost": record["cost"]} == record
+        said = run("generate", PROMPT, *model, "-o", out / "c.png", "--cost").stdout
+        assert f"{one['calls']} calls, " in said
+        assert " TFLOPs" in said
         with Image.open(out / "a.png") as image, Image.open(out / "b.png") as second:
             assert image.tobytes() == second.tobytes()
 

@@ -266,6 +266,9 @@ class _Drawer:
         )
         if not (self.as_json or self.quiet):
             line = f"{start}{method}, seed {seed}, {seconds:.1f} s"
+            if cost := output.info.get("cost"):
+                memory = f", {cost['peak_mib']:.0f} MiB" if "peak_mib" in cost else ""
+                line += f", {cost['calls']} calls, {cost['tflops']:.3g} TFLOPs{memory}"
             typer.echo(f"{line}: {verdict.sentence()}" if verdict else line)
         return verdict
 
