@@ -13,7 +13,7 @@ from collections import Counter, deque
 from collections.abc import Generator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple, Protocol
@@ -22,7 +22,7 @@ import torch
 
 from ..errors import MethodError
 from ..evaluate.cost import machine
-from ..evaluate.flops import flop_counter
+from ..evaluate.flops import teraflops
 from ..miniature.judged import Judged
 from ..output import versions
 from ..progress import silence_libraries
@@ -86,9 +86,7 @@ class Worker:
             drawer = self.drawers[place]
             judged = drawer.finish(job)
             if self.flops:  # apart: counting takes time, and moves some roundings
-                with flop_counter() as counter:
-                    drawer.draw(job)
-                judged.cost["tflops"] = round(counter.get_total_flops() / 1e12, 4)
+                judged.cost["tflops"] = teraflops(partial(drawer.draw, job))
         except Exception as error:
             return Finished(job, None, f"{type(error).__name__}: {error}")
         result: dict[str, Any] = {

@@ -225,7 +225,6 @@ class _Drawer:
     def draw(self, method: str, seed: int, cost: bool = False) -> Any:
         """One picture as a `ComposeOutput`, with what it cost if that is asked for."""
         from ..api import compose
-        from ..evaluate.cost import drawn_with_cost
 
         if not self.quiet:
             typer.echo(f"{method}, seed {seed} ...", err=True)
@@ -234,7 +233,12 @@ class _Drawer:
             method=self.methods[method], progress=not self.quiet, auto_regions=method in self.auto,
             **self.how,
         )  # fmt: skip
-        output = drawn_with_cost(once, self.pipe.device, flops=True) if cost else once()
+        if cost:
+            from ..evaluate.cost import drawn_with_cost
+
+            output = drawn_with_cost(once, self.pipe.device, flops=True)
+        else:
+            output = once()
         for name, lora in output.info["loras"].items():
             if lora.get("dropped") and not self.done:
                 typer.echo(f"note: {name!r} was used without {len(lora['dropped'])} of its tensors",
@@ -253,6 +257,7 @@ class _Drawer:
         """Note a picture down, and print a line about it; the judge's verdict, if there is one."""
         verdict = self.judge(output.images[0]) if self.judge else None
         method, (seed,), seconds = (output.info[key] for key in ("method", "seeds", "seconds"))
+        cost = output.info.get("cost")
         self.done.append(
             {
                 "path": str(path),
@@ -261,12 +266,12 @@ class _Drawer:
                 "seconds": round(seconds, 3),
                 "calls": output.info["calls"],
                 "found": verdict.as_dict() if verdict else None,
-                **{key: output.info[key] for key in ("cost",) if key in output.info},
+                **({"cost": cost} if cost else {}),
             }
         )
         if not (self.as_json or self.quiet):
             line = f"{start}{method}, seed {seed}, {seconds:.1f} s"
-            if cost := output.info.get("cost"):
+            if cost:
                 memory = f", {cost['peak_mib']:.0f} MiB" if "peak_mib" in cost else ""
                 line += f", {cost['calls']} calls, {cost['tflops']:.3g} TFLOPs{memory}"
             typer.echo(f"{line}: {verdict.sentence()}" if verdict else line)

@@ -10,7 +10,7 @@ import torch
 
 from ..memory.measured import Memory, peak_memory
 from ..output import ComposeOutput
-from .flops import flop_counter
+from .flops import teraflops
 
 _OF_INFO = ("seconds", "calls", "rows", "backward_rows")
 COSTS = (*_OF_INFO, "tflops", "peak_mib", "threads")
@@ -46,9 +46,7 @@ def drawn_with_cost(
         output = draw()
     cost = cost_of([output], memory)
     if flops:
-        with flop_counter() as counter:
-            draw()
-        cost["tflops"] = round(counter.get_total_flops() / 1e12, 4)
+        cost["tflops"] = teraflops(draw)
     output.info["cost"] = {**cost, "machine": machine(device)}
     return output
 
@@ -64,8 +62,10 @@ def machine(device: torch.device | str) -> str:
 def told_cost(record: Mapping[str, Any]) -> dict[str, Any]:
     """`COSTS` and the `machine`, as far as a picture's record says them."""
     cost = record.get("cost", {})
-    numbers = {k: cost[k] for k in COSTS if type(cost.get(k)) in (int, float)}
-    return numbers | {k: cost[k] for k in ("machine",) if isinstance(cost.get(k), str)}
+    told = {k: cost[k] for k in COSTS if type(cost.get(k)) in (int, float)}
+    if isinstance(cost.get("machine"), str):
+        told["machine"] = cost["machine"]
+    return told
 
 
 def mean_cost(costs: Sequence[Mapping[str, Any]]) -> dict[str, float]:

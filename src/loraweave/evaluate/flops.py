@@ -1,5 +1,6 @@
 """FLOPs of a piece of work, by torch's own counter."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,6 +20,13 @@ def flop_counter() -> FlopCounterMode:
         _aten._scaled_dot_product_flash_attention_for_cpu_backward: _backward,
     }
     return FlopCounterMode(display=False, custom_mapping=own)
+
+
+def teraflops(work: Callable[[], Any]) -> float:
+    """Do a piece of work and count its floating-point operations, in units of 1e12."""
+    with flop_counter() as counter:
+        work()
+    return round(counter.get_total_flops() / 1e12, 4)
 
 
 def _forward(query: Any, key: Any, value: Any, *_: Any, out_val: Any = None, **__: Any) -> int:
