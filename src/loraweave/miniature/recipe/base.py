@@ -13,6 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from ...backbone.sites import reading_factor, reading_sites
 from ...denoise.recorder import recording
 from .grounding import PlainRecordingProcessor, Words, grounding_loss, places_of, words_of
+from .layout import LayoutHead, Looks
 from .pool import MAX_SUBJECTS, Drawn, Pool, drawn_from
 from .run import Fit, Run
 from .tokenizer import END, START
@@ -111,7 +112,8 @@ def training_attention(run: Run) -> type[AttnProcessor | AttnProcessor2_0]:
 def train_base(
     run: Run, tokenizer: CLIPTokenizer, vae: AutoencoderKL, pool: Pool, steps: int, *,
     start: StableDiffusionPipeline | None = None, rate: float = 1e-3, batch: int = 32,
-    channels: tuple[int, ...] = (80, 160), grounding: float = 0.05,
+    channels: tuple[int, ...] = (80, 160), side: int | None = None, grounding: float = 0.05,
+    layout: float = 0.0, matrices: bool = False,
 ) -> StableDiffusionPipeline:  # fmt: skip
     """Train, or finish a run that was interrupted; the pipeline holds the averaged weights.
 
@@ -124,10 +126,14 @@ def train_base(
         rate: the highest learning rate.
         batch: scenes a step.
         channels: of the U-Net's levels.
+        side: of the latents that it is made for; those of the pool if None.
         grounding: weight of that term of the loss.
+        layout: weight of the loss of a head that reads what stands where, see layout.py.
+        matrices: with Muon for these, see matrices.py.
     """
     torch.manual_seed(run.seed)
-    text_encoder, unet = new_text_encoder(tokenizer), new_unet(pool.latents.shape[-1], channels)
+    text_encoder = new_text_encoder(tokenizer)
+    unet = new_unet(side or pool.latents.shape[-1], channels)
     if start is not None:
         text_encoder.load_state_dict(start.text_encoder.state_dict())
         unet.load_state_dict(start.unet.state_dict())
@@ -136,9 +142,12 @@ def train_base(
     unet.set_attn_processor(kind())
     text_encoder.set_attn_implementation("eager" if kind is AttnProcessor else "sdpa")
     model = nn.ModuleDict({"text_encoder": text_encoder, "unet": unet})
+    head, looks = None, Looks(pool.drawings, MAX_SUBJECTS)
+    if layout:
+        model["layout"] = head = LayoutHead(unet)
     fit = Fit(
         run, "base", model, steps=steps, rate=rate, average=0.998, weight_decay=1e-2,
-        compiled=(unet, text_encoder),
+        compiled=(unet, text_encoder), matrices=matrices,
     )  # fmt: skip
     scheduler = new_scheduler()
     snr = run.there(scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod))
@@ -170,12 +179,18 @@ def train_base(
                 maps[drawn.named], words.samples, words.tokens, places, words.presence
             )
             loss = (error * weight).mean() + grounding * grounded
+            if head is not None:
+                placed = head.loss(*looks.at(drawn.chosen, masks))
+                loss = loss + layout * placed
+                step.figures["layout"] = placed.detach()
             fit.update(step, loss)
             step.figures |= {
                 "loss": (error.detach() * weight).mean(), "mse": error.detach().mean(),
                 "grounding": grounded.detach(), "share": share.detach(),
             }  # fmt: skip
     fit.finish()
+    if head is not None:
+        head.remove()
     return assemble(tokenizer, text_encoder, unet, vae)
 
 

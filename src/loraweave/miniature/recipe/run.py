@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ...progress import track
+from .matrices import MatrixOptimizer
 
 SECONDS_BETWEEN_CHECKPOINTS = 60
 T = TypeVar("T")
@@ -234,24 +235,29 @@ class Fit:
         model: trained in place on the run's device, where it stays; a checkpoint's weights are
             loaded at once.
         steps: of the whole training.
-        rate: the highest learning rate of AdamW.
+        rate: the highest learning rate.
         average: decay of the moving average.
         warm: that begins with a smaller one.
-        weight_decay: of AdamW.
+        weight_decay: of the optimiser.
         compiled: its parts that are compiled meanwhile, see `Run.compiled`.
+        matrices: by `MatrixOptimizer` instead of AdamW.
     """
 
     def __init__(
         self, run: Run, stage: str, model: nn.Module, *, steps: int, rate: float,
         average: float, weight_decay: float, warm: bool = True,
-        compiled: Sequence[nn.Module] = (),
+        compiled: Sequence[nn.Module] = (), matrices: bool = False,
     ):  # fmt: skip
         self.run, self.stage, self.model, self.total = run, stage, run.there(model), steps
         self.rate, self.first, self.compiled = rate, 0, compiled
         self.average = Average(model, average, warm)
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(), rate, weight_decay=weight_decay, betas=(0.9, 0.99), fused=True
-        )
+        self.optimizer: torch.optim.AdamW | MatrixOptimizer
+        if matrices:
+            self.optimizer = MatrixOptimizer(model, rate, weight_decay)
+        else:
+            self.optimizer = torch.optim.AdamW(
+                model.parameters(), rate, weight_decay=weight_decay, betas=(0.9, 0.99), fused=True
+            )
         if state := run.load(stage):
             self.first = state["step"]
             model.load_state_dict(state["model"])

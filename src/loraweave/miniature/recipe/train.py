@@ -20,7 +20,14 @@ from ..judge import Judge
 from ..segmenter import Segmenter
 from ..sketch import NAME as SKETCH
 from ..style_reader import StyleReader
-from ..world import CROWDED_WORLD, FIRST_WORLD, FULL_WORLD, TAUGHT_WORLD, WorldSettings
+from ..world import (
+    BUSY_WORLD,
+    CROWDED_WORLD,
+    FIRST_WORLD,
+    FULL_WORLD,
+    TAUGHT_WORLD,
+    WorldSettings,
+)  # fmt: skip
 from .alone import alone_pictures
 from .base import train_base
 from .calibrate import calibrated
@@ -45,14 +52,16 @@ class Part:
 
     Attributes:
         world: what is learned.
-        vae_steps, base_steps: optimiser steps.
+        vae_steps, base_steps: optimiser steps; without the first, the autoencoder stays as it is.
         pool: scenes that the base learns from.
+        pixels: side of the pictures that the base learns from, if not that of the whole.
     """
 
     world: WorldSettings
     vae_steps: int
     pool: int
     base_steps: int
+    pixels: int | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,9 @@ class Size:
         alone: pictures of each LoRA alone for the judge, two or more.
         pixels: side of the pictures.
         channels: of the base's U-Net, level by level.
-        batch: of the base's training, scenes a step.
+        batch, rate: of the base's training, scenes a step and the highest learning rate.
+        layout: weight of the loss of a head that reads from the base what stands where.
+        matrices: the base's are trained with Muon.
         loras: names of those that are made; all if None.
         lora_rank: of those that are no ED-LoRAs.
     """
@@ -101,6 +112,9 @@ class Size:
     pixels: int = 128
     channels: tuple[int, ...] = (80, 160)
     batch: int = 32
+    rate: float = 1e-3
+    layout: float = 0.0
+    matrices: bool = False
     loras: tuple[str, ...] | None = None
     lora_rank: int = 8
 
@@ -117,8 +131,11 @@ SIZES = {
         references=50, alone=40,
     ),
     "full": Size(
-        parts=(Part(TAUGHT_WORLD, vae_steps=10_000, pool=120_000, base_steps=25_000),),
-        pixels=256, channels=(64, 96, 160), batch=128,
+        parts=(
+            Part(TAUGHT_WORLD, vae_steps=6_000, pool=48_000, base_steps=8_000, pixels=128),
+            Part(BUSY_WORLD, vae_steps=0, pool=80_000, base_steps=16_000),
+        ),
+        pixels=256, channels=(64, 96, 160), batch=64, rate=2e-3, layout=0.1, matrices=True,
         lora_rank=6,  # with 8 the weights that ship would be over 36 MB
         judge_steps=4500, finder_steps=2500, judge_scenes=8000, encoder_steps=6000, families=2500,
         dream_steps=1500, dreams=1000, style_steps=400, style_scenes=1500, decoder_steps=3000,
@@ -126,7 +143,11 @@ SIZES = {
         references=50, alone=40,
     ),
     "trial": Size(
-        parts=(Part(FIRST_WORLD, 2, 64, 2), Part(TAUGHT_WORLD, 2, 64, 2)),
+        parts=(
+            Part(FIRST_WORLD, 2, 64, 2, pixels=64), Part(BUSY_WORLD, 0, 64, 2),
+            Part(TAUGHT_WORLD, 2, 64, 2),
+        ),
+        layout=0.1, matrices=True,
         judge_steps=2, finder_steps=2, judge_scenes=32, encoder_steps=2, families=16,
         dream_steps=2, dreams=8, style_steps=2, style_scenes=32, decoder_steps=2,
         views=1, lora_steps=1, sketch_steps=2, clip_steps=2, dino_steps=2,
@@ -177,16 +198,16 @@ def train_miniature(
 def _stages(recipe: Size, run: Run) -> Iterator[tuple[str, Path]]:
     """Each of `STAGES` when it is done, with the folder of what there is then."""
     seed, tokenizer = run.seed, train_tokenizer(seed=run.seed)
-    vae = pipe = None
-    leg = run
-    for number, part in enumerate(recipe.parts):
-        leg = run.part(f"part{number}", seed + number)
-        vae = _autoencoder(leg, part, recipe.pixels, vae)
-        if part is recipe.parts[-1]:
-            make_sure(vae)
-            yield "vae", run.folder
-        pipe = _base(leg, part, recipe, tokenizer, vae, pipe)
-    assert vae is not None
+    legs = [run.part(f"part{number}", seed + number) for number in range(len(recipe.parts))]
+    vaes: list[AutoencoderKL] = []
+    for leg, part in zip(legs, recipe.parts):
+        before = vaes[-1] if vaes else None
+        vaes.append(_autoencoder(leg, part, recipe.pixels, before))
+    vae = make_sure(vaes[-1])
+    yield "vae", run.folder
+    pipe = None
+    for leg, part, own in zip(legs, recipe.parts, vaes):
+        pipe = _base(leg, part, recipe, tokenizer, own, pipe)
     assert pipe is not None
     yield "base", run.folder
     loras = train_loras(
@@ -194,7 +215,7 @@ def _stages(recipe: Size, run: Run) -> Iterator[tuple[str, Path]]:
     )
     yield "loras", run.folder
     last = recipe.parts[-1]
-    pool = build_pool(leg, vae, last.world, recipe.pixels, min(last.pool, SKETCHED))
+    pool = build_pool(legs[-1], vae, last.world, recipe.pixels, min(last.pool, SKETCHED))
     adapter = train_adapter(run, pipe, pool, recipe.pixels, recipe.sketch_steps)
     del pool  # of some gigabytes
     yield "sketch", run.folder
@@ -216,6 +237,8 @@ def _stages(recipe: Size, run: Run) -> Iterator[tuple[str, Path]]:
 
 
 def _autoencoder(run: Run, part: Part, pixels: int, start: AutoencoderKL | None) -> AutoencoderKL:
+    if start is not None and not part.vae_steps:
+        return start
     path = run.folder / "vae"
     if path.exists():
         return run.there(AutoencoderKL.from_pretrained(path, use_safetensors=True).eval())
@@ -231,10 +254,11 @@ def _base(
 ) -> StableDiffusionPipeline:  # fmt: skip
     path = run.folder / "base"
     if not path.exists():
-        pool = build_pool(run, vae, part.world, recipe.pixels, part.pool)
+        pool = build_pool(run, vae, part.world, part.pixels or recipe.pixels, part.pool)
         pipe = train_base(
             run, tokenizer, vae, pool, part.base_steps, start=start, batch=recipe.batch,
-            channels=recipe.channels,
+            channels=recipe.channels, side=recipe.pixels // 8, rate=recipe.rate,
+            layout=recipe.layout, matrices=recipe.matrices,
         )  # fmt: skip
         save_model(pipe, path)
     pipe = StableDiffusionPipeline.from_pretrained(

@@ -3,6 +3,7 @@
 from .captions import caption_drawing
 from .render import Rendering, render
 from .sample import (
+    BUSY_WORLD,
     CROWDED_WORLD,
     FIRST_WORLD,
     FULL_WORLD,
@@ -13,7 +14,7 @@ from .sample import (
 from .spec import BACKGROUNDS, COLOURS, KINDS, PATTERNS, Caption, Drawing, Subject
 
 __all__ = [
-    "BACKGROUNDS", "COLOURS", "CROWDED_WORLD", "FIRST_WORLD", "FULL_WORLD", "KINDS", "PATTERNS",
-    "TAUGHT_WORLD", "Caption", "Drawing", "Rendering", "Subject", "WorldSettings",
+    "BACKGROUNDS", "BUSY_WORLD", "COLOURS", "CROWDED_WORLD", "FIRST_WORLD", "FULL_WORLD", "KINDS",
+    "PATTERNS", "TAUGHT_WORLD", "Caption", "Drawing", "Rendering", "Subject", "WorldSettings",
     "caption_drawing", "render", "sample_drawing",
 ]  # fmt: skip

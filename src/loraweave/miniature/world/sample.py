@@ -54,6 +54,8 @@ FULL_WORLD = WorldSettings()
 TAUGHT_WORLD = WorldSettings(counts=(0.32, 0.4, 0.18, 0.06, 0.04), mirrored=0.0)
 """What the base model learns. All face one way: where a head is to be is what a model of this
 size learns last (it draws two)."""
+BUSY_WORLD = replace(TAUGHT_WORLD, counts=(0.22, 0.34, 0.2, 0.12, 0.12))
+"""The same with more scenes of many: at 256 pixels the smallest subjects can be told."""
 CROWDED_WORLD = WorldSettings(
     backgrounds=BACKGROUNDS + OWN_BACKGROUNDS,
     counts=(0.2, 0.25, 0.2, 0.2, 0.15),
