@@ -409,3 +409,13 @@ def test_a_training_goes_on_from_its_weights_alone(tmp_path, capsys):
     for found, expected in zip(again.model.state_dict().values(), fit.average.values.values()):
         torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
     assert [step.number for step in again.steps()] == list(range(50, 60))
+
+
+def test_a_log_begun_between_two_lines_still_has_means(tmp_path):
+    run = Run(tmp_path)
+    for step in run.steps("some", 3, 10, every=5):
+        step.figures["loss"] = 2.0
+        step.figures["psnr"] = torch.tensor(float(step.number))
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["loss"] for line in lines] == [2, 2]
+    assert [line["psnr"] for line in lines] == [3.5, 7]

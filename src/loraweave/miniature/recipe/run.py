@@ -139,16 +139,18 @@ class Run:
         """Count steps from `first` to `total`, with a progress bar and the figures logged."""
         clock = time.monotonic()
         sums: dict[str, float | Tensor] = {}
+        seen = 0  # a run that goes on may start between two lines
         for number in track(range(first, total), f"miniature: {stage}", total=total - first):
             step = Step(number)
             yield step
             for key, value in step.figures.items():
-                sums[key] = sums.get(key, 0.0) + value / every
+                sums[key] = sums.get(key, 0.0) + value
+            seen += 1
             if (number + 1) % every == 0:
-                figures = {key: float(value) for key, value in sums.items()}
+                figures = {key: float(value) / seen for key, value in sums.items()}
                 seconds = time.monotonic() - clock
                 self.log(stage, step=number + 1, seconds=seconds, **figures)
-                sums, clock = {}, time.monotonic()
+                sums, seen, clock = {}, 0, time.monotonic()
 
 
 def save_tensors(
