@@ -237,7 +237,7 @@ def test_larger_pictures_are_looked_at_as_the_judge_does(tmp_path, vae):
     assert view(random.Random(5), person, FULL_WORLD, 256).mask.shape == (256, 256)
 
 
-def test_a_base_for_large_latents_learns(tmp_path):
+def test_a_base_for_large_latents_learns(tmp_path, monkeypatch):
     """Where the maps are coarser than the latents, and with captions in other processes."""
     torch.manual_seed(0)
     vae, run, tokenizer = new_vae(64, (8, 8)).eval(), Run(tmp_path), train_tokenizer(seed=0)
@@ -247,6 +247,15 @@ def test_a_base_for_large_latents_learns(tmp_path):
     assert torch.equal(few.latents, pool.latents[:3])
     assert torch.equal(few.masks, pool.masks[:3])
     assert few.drawings == pool.drawings[:3]
+    monkeypatch.setattr("loraweave.miniature.recipe.pool.CHUNK", 3)
+    more = build_pool(run, vae, FIRST_WORLD, 64, 11)  # the first file has more than is needed
+    assert len(list(tmp_path.glob("pool*.safetensors"))) == 4
+    assert torch.equal(more.masks[:3], pool.masks[:3])
+    torch.testing.assert_close(more.latents[:8], pool.latents, atol=0.05, rtol=0.05)
+    (tmp_path / "pool001.safetensors").unlink()  # as of a start that was interrupted
+    again = build_pool(run, vae, FIRST_WORLD, 64, 11)
+    assert torch.equal(again.latents, more.latents)
+    assert torch.equal(again.masks, more.masks)
     made = train_base(run, tokenizer, vae, pool, 2, batch=4, channels=(8, 16, 16))
     assert made.unet.config["sample_size"] == 32
     assert made.unet.config["down_block_types"] == ("DownBlock2D", *["CrossAttnDownBlock2D"] * 2)

@@ -6,6 +6,7 @@ kept; captions are worded anew each time a scene is seen.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from ..world import Caption, Drawing, WorldSettings, caption_drawing, render, sa
 from .run import Run, save_tensors
 
 MAX_SUBJECTS = 5
+CHUNK = 4096  # scenes of a file, some minutes of a processor's work
 
 
 @dataclass(frozen=True)
@@ -72,36 +74,60 @@ def drawn_from(
     return Drawn(chosen, captions, [i for i, d in enumerate(dropped) if not d], ids)
 
 
-@torch.no_grad()
 def build_pool(
     run: Run, vae: AutoencoderKL, world: WorldSettings, size: int, count: int, first_seed: int = 0
 ) -> Pool:
-    """Draw and encode `count` scenes, or read as many of those that an earlier start left."""
+    """Draw and encode `count` scenes, or read as many of those that an earlier start left.
+
+    They are kept in files of `CHUNK` scenes, so a start that was interrupted goes on.
+    """
     drawings = [sample_drawing(first_seed + i, world) for i in range(count)]
-    path = run.folder / "pool.safetensors"
-    if path.exists():
-        with safe_open(path, "pt") as file:
-            latents, masks = file.get_slice("latents"), file.get_slice("masks")
-            if latents.get_shape()[0] >= count:
-                return Pool(latents[:count], masks[:count], drawings)
-    latents, masks, batch = [], [], 32
     side = size // 2 ** (len(vae.config["block_out_channels"]) - 1)
+    # Taken at once: what is kept of each batch would lie between what is freed, and the process
+    # would grow to ten times of what it holds.
+    latents = torch.empty(count, vae.config["latent_channels"], side, side, dtype=torch.float16)
+    masks = torch.empty(count, MAX_SUBJECTS, side, side, dtype=torch.uint8)
+    starts = range(0, count, CHUNK)
+    for start in track(starts, "miniature: pool", total=len(starts)):
+        part = slice(start, min(start + CHUNK, count))
+        path = run.folder / f"pool{start // CHUNK:03}.safetensors"
+        if not _read(path, latents[part], masks[part]):
+            _encode(run, vae, drawings[part], size, latents[part], masks[part])
+            save_tensors({"latents": latents[part], "masks": masks[part]}, path)
+    return Pool(latents, masks, drawings)
+
+
+def _read(path: Path, latents: Tensor, masks: Tensor) -> bool:
+    """Fill both with what a file has; whether it is there and has enough."""
+    if not path.exists():
+        return False
+    with safe_open(path, "pt") as file:
+        found = file.get_slice("latents"), file.get_slice("masks")
+        enough = found[0].get_shape()[0] >= len(latents)
+        if enough:
+            latents.copy_(found[0][: len(latents)])
+            masks.copy_(found[1][: len(masks)])
+    return enough
+
+
+@torch.no_grad()
+def _encode(
+    run: Run, vae: AutoencoderKL, drawings: Sequence[Drawing], size: int, latents: Tensor,
+    masks: Tensor, batch: int = 32,
+) -> None:  # fmt: skip
+    """Fill both with some drawings."""
 
     def rendered(start: int) -> tuple[Tensor, Tensor]:
         made = [render(drawing, size) for drawing in drawings[start : start + batch]]
         levels = to_bytes(pixels_of([one.image for one in made]))  # a quarter of the memory
-        return levels, cell_masks([one.masks for one in made], side)
+        return levels, cell_masks([one.masks for one in made], latents.shape[-1])
 
-    starts = range(0, count, batch)
-    made = run.made(rendered, starts)
-    for levels, cells in track(made, "miniature: pool", total=len(starts)):
+    starts = range(0, len(drawings), batch)
+    for start, (levels, cells) in zip(starts, run.made(rendered, starts)):
         with run.autocast():
             mean = posterior_of(vae, from_bytes(run.there(levels))).mean
-        latents.append(mean.half().cpu())
-        masks.append(cells)
-    pool = Pool(torch.cat(latents).contiguous(), torch.cat(masks), drawings)
-    save_tensors({"latents": pool.latents, "masks": pool.masks}, path)
-    return pool
+        latents[start : start + batch] = mean
+        masks[start : start + batch] = cells
 
 
 def cell_masks(masks: Sequence[np.ndarray], side: int) -> Tensor:
