@@ -49,7 +49,7 @@ def test_the_head_pays_for_what_it_does_not_know():
     """With no knowledge each half of the weight costs the entropy of evenly spread classes."""
     torch.manual_seed(0)
     unet = new_unet(16, (16, 32))
-    head = LayoutHead(unet)
+    head = LayoutHead(unet, Looks(_drawings(), 5))
     classes = torch.zeros(2, len(KINDS) + 1, 16, 16)
     classes[:, -1, 8:], classes[:, 0, :8] = 1, 1
     colours = torch.zeros(2, 3, 16, 16)

@@ -2,8 +2,10 @@
 
 import json
 import os
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from ..errors import LoraError, ModelNotFound
 
@@ -31,7 +33,12 @@ def native_side() -> int:
     """Pixels a side of the pictures that the base was made for."""
     unet = json.loads((base_folder() / "unet" / "config.json").read_text())
     vae = json.loads((base_folder() / "vae" / "config.json").read_text())
-    return unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
+    return unet["sample_size"] * latent_factor(vae)
+
+
+def latent_factor(vae: Mapping[str, Any]) -> int:
+    """Pixels a side of a latent cell, by an autoencoder's configuration."""
+    return 2 ** (len(vae["block_out_channels"]) - 1)
 
 
 def lora_names() -> list[str]:

@@ -142,9 +142,9 @@ def train_base(
     unet.set_attn_processor(kind())
     text_encoder.set_attn_implementation("eager" if kind is AttnProcessor else "sdpa")
     model = nn.ModuleDict({"text_encoder": text_encoder, "unet": unet})
-    head, looks = None, Looks(pool.drawings, MAX_SUBJECTS)
-    if layout:
-        model["layout"] = head = LayoutHead(unet)
+    head = LayoutHead(unet, Looks(pool.drawings, MAX_SUBJECTS)) if layout else None
+    if head is not None:
+        model["layout"] = head
     fit = Fit(
         run, "base", model, steps=steps, rate=rate, average=0.998, weight_decay=1e-2,
         compiled=(unet, text_encoder), matrices=matrices,
@@ -180,7 +180,7 @@ def train_base(
             )
             loss = (error * weight).mean() + grounding * grounded
             if head is not None:
-                placed = head.loss(*looks.at(drawn.chosen, masks))
+                placed = head.loss(*head.looks.at(drawn.chosen, masks))
                 loss = loss + layout * placed
                 step.figures["layout"] = placed.detach()
             fit.update(step, loss)

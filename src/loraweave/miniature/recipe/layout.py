@@ -61,10 +61,12 @@ class LayoutHead(nn.Module):
 
     Args:
         unet: whose features are kept at every call, until they are read.
+        looks: of the drawings that it learns.
     """
 
-    def __init__(self, unet: UNet2DConditionModel):
+    def __init__(self, unet: UNet2DConditionModel, looks: Looks):
         super().__init__()
+        self.looks = looks
         channels = unet.config["block_out_channels"][-1]
         self.read = nn.Conv2d(channels, len(KINDS) + 1 + 3, 1)
         self._features: Tensor | None = None

@@ -5,6 +5,7 @@ step at 256 pixels takes a seventh longer. It is torch's own (Jordan et al. 2024
 arXiv 2502.16982, so that one rate serves both); a convolution is the matrix of its outputs.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,6 +16,15 @@ from ...errors import TrainingError
 SMALLEST = 32
 """Outputs and inputs that a matrix has at least: what reads latents or speaks of classes has
 fewer, and such layers, like embeddings, do better with AdamW."""
+
+
+def adamw(
+    weights: Iterable[nn.Parameter], rate: float, weight_decay: float
+) -> torch.optim.AdamW:  # fmt: skip
+    """AdamW as all stages have it."""
+    return torch.optim.AdamW(
+        weights, rate, weight_decay=weight_decay, betas=(0.9, 0.99), fused=True
+    )  # fmt: skip
 
 
 class MatrixOptimizer:
@@ -46,43 +56,41 @@ class MatrixOptimizer:
                 self._flat.append(nn.Parameter(_matrix(weight.data, weight)))
             else:
                 rest.append(weight)
-        self._muon = torch.optim.Muon(
-            self._flat, rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
-        ) if self._flat else None  # fmt: skip
-        self._adam = torch.optim.AdamW(
-            rest, rate, weight_decay=weight_decay, betas=(0.9, 0.99), fused=True
-        )
+        self._both: list[torch.optim.Optimizer] = [adamw(rest, rate, weight_decay)]
+        if self._flat:  # a model of a test may have none
+            self._both.append(
+                torch.optim.Muon(
+                    self._flat, rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+                )
+            )
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
         """Those of both; a loaded state brings new ones."""
-        return [*(self._muon.param_groups if self._muon else ()), *self._adam.param_groups]
+        return [group for one in self._both for group in one.param_groups]
 
     def step(self) -> None:
         """Move all weights by their gradients."""
         for weight, flat in zip(self._whole, self._flat):
             flat.grad = None if weight.grad is None else _matrix(weight.grad, weight)
-        if self._muon:
-            self._muon.step()
-        self._adam.step()
+        for one in self._both:
+            one.step()
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
-        for weight, flat in zip(self._whole, self._flat):
-            weight.grad = flat.grad = None
-        self._adam.zero_grad()
+        for weight in self._whole:
+            weight.grad = None
+        for one in self._both:
+            one.zero_grad()
 
     def state_dict(self) -> dict[str, Any]:
         """The states of both."""
-        return {
-            "muon": self._muon.state_dict() if self._muon else {}, "adam": self._adam.state_dict()
-        }  # fmt: skip
+        return {"both": [one.state_dict() for one in self._both]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
-        if self._muon:
-            self._muon.load_state_dict(state["muon"])
-        self._adam.load_state_dict(state["adam"])
+        for one, own in zip(self._both, state["both"]):
+            one.load_state_dict(own)
 
 
 def _matrix(values: Tensor, weight: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from transformers import CLIPTokenizer
 
 from ...progress import track
 from ..codec import from_bytes, pixels_of, posterior_of, to_bytes
+from ..shipped import latent_factor
 from ..world import Caption, Drawing, WorldSettings, caption_drawing, render, sample_drawing
 from .run import Run, save_tensors
 
@@ -82,13 +83,12 @@ def build_pool(
     They are kept in files of `CHUNK` scenes, so a start that was interrupted goes on.
     """
     drawings = [sample_drawing(first_seed + i, world) for i in range(count)]
-    side = size // 2 ** (len(vae.config["block_out_channels"]) - 1)
+    side = size // latent_factor(vae.config)
     # Taken at once: what is kept of each batch would lie between what is freed, and the process
     # would grow to ten times of what it holds.
     latents = torch.empty(count, vae.config["latent_channels"], side, side, dtype=torch.float16)
     masks = torch.empty(count, MAX_SUBJECTS, side, side, dtype=torch.uint8)
-    starts = range(0, count, CHUNK)
-    for start in track(starts, "miniature: pool", total=len(starts)):
+    for start in range(0, count, CHUNK):
         part = slice(start, min(start + CHUNK, count))
         path = run.folder / f"pool{start // CHUNK:03}.safetensors"
         if not _read(path, latents[part], masks[part]):
@@ -123,7 +123,8 @@ def _encode(
         return levels, cell_masks([one.masks for one in made], latents.shape[-1])
 
     starts = range(0, len(drawings), batch)
-    for start, (levels, cells) in zip(starts, run.made(rendered, starts)):
+    made = zip(starts, run.made(rendered, starts))
+    for start, (levels, cells) in track(made, "miniature: pool", total=len(starts)):
         with run.autocast():
             mean = posterior_of(vae, from_bytes(run.there(levels))).mean
         latents[start : start + batch] = mean

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ...progress import track
-from .matrices import MatrixOptimizer
+from .matrices import MatrixOptimizer, adamw
 
 SECONDS_BETWEEN_CHECKPOINTS = 60
 T = TypeVar("T")
@@ -253,13 +253,11 @@ class Fit:
         self.run, self.stage, self.model, self.total = run, stage, run.there(model), steps
         self.rate, self.first, self.compiled = rate, 0, compiled
         self.average = Average(model, average, warm)
-        self.optimizer: torch.optim.AdamW | MatrixOptimizer
-        if matrices:
-            self.optimizer = MatrixOptimizer(model, rate, weight_decay)
-        else:
-            self.optimizer = torch.optim.AdamW(
-                model.parameters(), rate, weight_decay=weight_decay, betas=(0.9, 0.99), fused=True
-            )
+        self.optimizer = (
+            MatrixOptimizer(model, rate, weight_decay)
+            if matrices
+            else adamw(model.parameters(), rate, weight_decay)
+        )
         if state := run.load(stage):
             self.first = state["step"]
             model.load_state_dict(state["model"])

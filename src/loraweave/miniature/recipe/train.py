@@ -18,6 +18,7 @@ from ..golden import golden_blocks
 from ..half import save_half
 from ..judge import Judge
 from ..segmenter import Segmenter
+from ..shipped import latent_factor
 from ..sketch import NAME as SKETCH
 from ..style_reader import StyleReader
 from ..world import (
@@ -154,8 +155,8 @@ SIZES = {
         references=2, alone=2, loras=("blackcat", "golddog", "pencil"),
     ),
 }  # fmt: skip
-"""`small` is what ships; `full` is for a GPU; `trial` runs every stage for a moment, to see that it
-works."""
+"""`small` is what ships; `full` the larger one that is to follow it; `trial` runs every stage for a
+moment, to see that it works."""
 
 
 STAGES = ("vae", "base", "loras", "sketch", "decoder", "judge", "all")
@@ -257,8 +258,8 @@ def _base(
         pool = build_pool(run, vae, part.world, part.pixels or recipe.pixels, part.pool)
         pipe = train_base(
             run, tokenizer, vae, pool, part.base_steps, start=start, batch=recipe.batch,
-            channels=recipe.channels, side=recipe.pixels // 8, rate=recipe.rate,
-            layout=recipe.layout, matrices=recipe.matrices,
+            channels=recipe.channels, side=recipe.pixels // latent_factor(vae.config),
+            rate=recipe.rate, layout=recipe.layout, matrices=recipe.matrices,
         )  # fmt: skip
         save_model(pipe, path)
     pipe = StableDiffusionPipeline.from_pretrained(
