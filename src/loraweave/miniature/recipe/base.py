@@ -24,8 +24,9 @@ SUBJECT_WEIGHT = 4.0
 """Extra weight of the loss where a subject is: the best prediction at a place does not depend on
 the weight of that place, but backgrounds are learned in minutes and subjects are not."""
 
-SHAPING, SHAPING_SHARE = (400, 950), 0.6
-"""Timesteps at which it is decided what stands where, and how often they are drawn on purpose."""
+SHAPING, SHAPED_SIDE, SHAPING_SHARE = (400, 950), 16, 0.6
+"""Timesteps at which it is decided what stands where in latents of so many cells a side, and how
+often they are drawn on purpose."""
 
 
 def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
@@ -83,11 +84,25 @@ def new_scheduler() -> DDIMScheduler:
     )
 
 
-def timesteps(batch: int, generator: torch.Generator) -> Tensor:
-    """Times of a batch in [0, 1000): `SHAPING_SHARE` of them from `SHAPING`, the rest from all."""
-    shaping = torch.randint(*SHAPING, (batch,), generator=generator)
+def shaping_times(side: int) -> tuple[int, int]:
+    """First and one past the last of the timesteps at which latents of `side` cells take shape.
+
+    A subject of four times as many cells is seen through noise of twice the strength (Hoogeboom et
+    al. 2023, arXiv 2301.11093, on noise schedules), so that is how much more noise they have.
+    """
+    alphas = new_scheduler().alphas_cumprod
+    ratio = alphas / (1 - alphas)
+    first, last = (
+        int((ratio > ratio[t] * (SHAPED_SIDE / side) ** 2).sum()) for t in SHAPING
+    )  # fmt: skip
+    return first, last
+
+
+def timesteps(batch: int, shaping: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Times of a batch in [0, 1000): `SHAPING_SHARE` of them from `shaping`, the rest from all."""
+    shapes = torch.randint(*shaping, (batch,), generator=generator)
     anywhere = torch.randint(1000, (batch,), generator=generator)
-    return torch.where(torch.rand(batch, generator=generator) < SHAPING_SHARE, shaping, anywhere)
+    return torch.where(torch.rand(batch, generator=generator) < SHAPING_SHARE, shapes, anywhere)
 
 
 def focused_error(
@@ -151,13 +166,14 @@ def train_base(
     )  # fmt: skip
     scheduler = new_scheduler()
     snr = run.there(scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod))
+    shaping = shaping_times(pool.latents.shape[-1])
     sites, factor = reading_sites(unet), reading_factor(unet)
 
     def batch_of(i: int) -> tuple[Drawn, Tensor, Words]:
         g = run.generator("base", i)
         drawn = drawn_from(pool, len(pool.latents), tokenizer, batch, g)
         told = [drawn.captions[n] for n in drawn.named]
-        return drawn, timesteps(batch, g), words_of(tokenizer, told, MAX_SUBJECTS)
+        return drawn, timesteps(batch, shaping, g), words_of(tokenizer, told, MAX_SUBJECTS)
 
     # One recorder for all steps: another one each time may be compiled anew.
     with recording(sites, PlainRecordingProcessor) as recorder:

@@ -14,7 +14,14 @@ from ...backbone.conditions import fitting_kinds
 from ...progress import track
 from ..sketch import sketch_of
 from ..world import render
-from .base import focused_error, new_scheduler, time_weight, timesteps, training_attention
+from .base import (
+    focused_error,
+    new_scheduler,
+    shaping_times,
+    time_weight,
+    timesteps,
+    training_attention,
+)
 from .pool import Pool, drawn_from
 from .run import Fit, Run
 
@@ -64,13 +71,14 @@ def train_adapter(
     unet.set_attn_processor(training_attention(run)())
     fit = Fit(run, "sketch", adapter, steps=steps, rate=rate, average=0.995, weight_decay=1e-2)
     scheduler = new_scheduler()
+    shaping = shaping_times(pool.latents.shape[-1])
     snr = run.there(scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod))
     for step in fit.steps():
         g = run.generator("sketch", step.number)
         drawn = drawn_from(pool, scenes, pipe.tokenizer, batch, g)
         latents = run.there(pool.latents[drawn.chosen]).float()
         noise = run.noise("sketch", step.number, latents)
-        t = run.there(timesteps(batch, g))
+        t = run.there(timesteps(batch, shaping, g))
         noisy = scheduler.add_noise(latents, noise, t)  # type: ignore[arg-type]
         with run.autocast():
             with torch.no_grad():
