@@ -18,6 +18,7 @@ from loraweave.cli import app
 from loraweave.layout.boxes import containment, intersection_over_union, tight_box
 from loraweave.miniature.judge import load_judge
 from loraweave.miniature.scenes import LEAST_COMMON, SceneRule, scenes
+from loraweave.miniature.shipped import native_side
 from loraweave.miniature.world import render
 
 SHARES = ("success", "right", *FAILURES)
@@ -227,7 +228,8 @@ def test_boxes_of_crowded_scenes_overlap():
         assert intersection_over_union(first, second) < 0.5, "each is in its own box only"
         drawn = scene.drawing()
         behind = replace(drawn.drawing, subjects=drawn.drawing.subjects[:1])
-        assert first == tight_box(render(behind, scene.width, 128).masks[0]), "of the whole"
+        (whole,) = render(behind, scene.width, native_side()).masks
+        assert first == tight_box(whole), "of the whole"
     (job,) = suite_jobs("overlap", ["merge"], "full", first=1)
     assert job.description()["crowded"] is True
     (other,) = suite_jobs("boxes2", ["merge"], "full", first=1)
@@ -265,18 +267,19 @@ def test_command_line(tmp_path):
 
 
 def test_placed_scenes_have_tight_boxes_and_room_for_everybody():
+    high = native_side()
     for suite in map(read_suite, suite_names()):
         for scene in scenes(suite, "report", 2):
             assert scene.placed == (suite.name.startswith(("boxes", "attributes", "overlap")))
             if not scene.placed:
-                assert scene.width == 128
+                assert scene.width == high
                 continue
             boxes, drawing = scene.boxes(), scene.drawing()
             assert len(boxes) == len(drawing.masks) == suite.concepts + (suite.name == "attributes")
-            assert drawing.image.size == (scene.width, 128)
+            assert drawing.image.size == (scene.width, high)
             for box, mask in zip(boxes.values(), drawing.masks):
                 x0, y0, x1, y1 = (
-                    round(edge * side) for edge, side in zip(box, (scene.width, 128) * 2)
+                    round(edge * side) for edge, side in zip(box, (scene.width, high) * 2)
                 )
                 assert mask[y0:y1, x0:x1].sum() == mask.sum()
                 if scene.crowded:  # a part may be hidden
@@ -284,8 +287,8 @@ def test_placed_scenes_have_tight_boxes_and_room_for_everybody():
                 for edge in (mask[y0], mask[y1 - 1], mask[:, x0], mask[:, x1 - 1]):
                     assert edge.any(), "no room around the subject"
     assert [read_suite(f"boxes{n}").drawn("quick", "report")[0].width for n in (2, 3, 4, 5)] == [
-        128, 192, 256, 320,
-    ]  # fmt: skip
+        high * halves // 2 for halves in (2, 3, 4, 5)
+    ]
 
 
 def test_placed_scenes_are_reported_with_their_places(tmp_path):

@@ -22,6 +22,7 @@ from loraweave.miniature.judge.verdict import Instance
 from loraweave.miniature.prompts import marked_prompt, own_prompt, plain_prompt
 from loraweave.miniature.recipe.vae import new_vae
 from loraweave.miniature.scenes import PAIRS, WORDINGS, scenes
+from loraweave.miniature.shipped import native_side
 from loraweave.prompt import parse_prompt
 
 
@@ -100,7 +101,7 @@ def test_injured_scenes_hold_what_their_truth_says(vae, failure):
         else:
             assert sorted(injured.truth) == sorted([failure, "right"])
         assert injured.names == scene.names
-        assert injured.image.size == (128, 128)
+        assert injured.image.size == (native_side(),) * 2
         again = injured_scene(scene, failure, vae)
         assert np.array_equal(again.image, injured.image)
 

@@ -30,7 +30,7 @@ def test_every_latent_of_ten_steps(updating):
         "variant": "faithful", "max_update_step": 5 if updating else 0, "refinements": 2,
         "refinement_steps": [0, 3], "step_rule": "literal", "step_size": 3.0,
     }  # fmt: skip
-    noise = torch.randn(
+    noise = torch.randn(  # of 128 pixels: larger ones would show no more
         (1, 16, 16, 16), generator=torch.Generator().manual_seed(3), dtype=torch.float64
     )
     found = []
@@ -43,8 +43,8 @@ def test_every_latent_of_ten_steps(updating):
         loraweave.load("miniature", dtype=torch.float64, device="cpu"), PROMPT,
         loras={name: lora_file(name) for name in ("blackcat", "golddog")},
         method="clora", settings=settings,
-        num_inference_steps=STEPS, latents=noise, output_type="latent", progress=False,
-        callback_on_step_end=keep,
+        num_inference_steps=STEPS, width=128, height=128, latents=noise, output_type="latent",
+        progress=False, callback_on_step_end=keep,
     )  # fmt: skip
 
     stock = loraweave.load("miniature", dtype=torch.float64, device="cpu")

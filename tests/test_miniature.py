@@ -13,6 +13,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 import loraweave as lw
+from loraweave.backbone.sd1 import base_name
 from loraweave.detect.registry import SEGMENTERS
 from loraweave.errors import LoraError, MethodError, TrainingError
 from loraweave.lora.inspect import inspect_lora
@@ -30,7 +31,7 @@ from loraweave.miniature.recipe.dream import dreamed
 from loraweave.miniature.recipe.loras import plans
 from loraweave.miniature.recipe.train import SIZES, train_miniature
 from loraweave.miniature.scenes import PAIRS, scenes
-from loraweave.miniature.shipped import WEIGHTS, base_folder, lora_file, lora_names
+from loraweave.miniature.shipped import WEIGHTS, base_folder, lora_file, lora_names, native_side
 from loraweave.miniature.world import BACKGROUNDS, KINDS, TAUGHT_WORLD, render, sample_drawing
 from loraweave.train.edlora import tokens_of
 
@@ -67,7 +68,9 @@ def test_stock_diffusers_loads_and_draws():
 
 def test_pictures_are_as_colourful_as_drawings(pipe):
     """A wrong scale of the latents would still pass for pictures, but for burnt ones."""
-    drawings = [render(sample_drawing(CHECK_SEED + n, TAUGHT_WORLD)).image for n in range(12)]
+    drawings = [
+        render(sample_drawing(CHECK_SEED + n, TAUGHT_WORLD), native_side()).image for n in range(12)
+    ]
     prompts = [
         listed([kind], place) for kind, place in zip(KINDS[:12], itertools.cycle(BACKGROUNDS))
     ]
@@ -113,7 +116,10 @@ def test_stock_diffusers_loads_the_loras(pipe, name):
 
 
 def test_what_the_denoiser_paints_over_is_the_same_scene(pipe):
-    drawings = [render(sample_drawing(CHECK_SEED + 100 + n, TAUGHT_WORLD)).image for n in range(3)]
+    drawings = [
+        render(sample_drawing(CHECK_SEED + 100 + n, TAUGHT_WORLD), native_side()).image
+        for n in range(3)
+    ]
     pixels, g = pixels_of(drawings), torch.Generator().manual_seed(0)
     painted = dreamed(pipe, pixels, ["a cat"] * 3, g)
     assert painted.shape == pixels.shape
@@ -126,7 +132,7 @@ def test_what_the_denoiser_paints_over_is_the_same_scene(pipe):
 def test_the_judge_sees_what_was_drawn(pipe):
     judge, right = load_judge(), []
     for scene in scenes(PAIRS, "tuning", 12):
-        drawn = draw_concepts(scene.names, scene.background, scene.seed)
+        drawn = scene.drawing()
         right.append(judge.examine(through(pipe.vae, [drawn.image])[0], scene.names).right / 2)
     assert np.mean(right) >= 0.85
 
@@ -135,10 +141,10 @@ def test_the_judge_is_not_pleased_by_everything(pipe):
     judge = load_judge()
     for scene in scenes(PAIRS, "tuning", 12):
         first, second = scene.names
-        drawn = draw_concepts([first], scene.background, scene.seed)
+        drawn = scene.alone(first).drawing()
         verdict = judge.examine(through(pipe.vae, [drawn.image])[0], scene.names)
         assert verdict.outcomes[second] in ("missing", "swapped", "blended")
-    coats = draw_concepts(["blackcat", "golddog"], "snow", 1)
+    coats = draw_concepts(["blackcat", "golddog"], "snow", 1, native_side())
     verdict = judge.examine(coats.image, ["tigercat", "dotdog"])
     assert verdict.right == 0
 
@@ -203,6 +209,7 @@ def test_recipe_runs_from_nothing_and_resumes(tmp_path):
     assert {mask.shape for mask in found} <= {(64, 64)}
     vae = json.loads((made / "base/vae/config.json").read_text())
     assert vae["scaling_factor"] == 1, "the latents are balanced"
+    assert not any("_name_or_path" in path.read_text() for path in made.rglob("*.json"))
     before = (made / "base" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
     again = train_miniature(tmp_path, size="trial")
     assert again == result
@@ -219,13 +226,15 @@ def test_another_miniature_may_be_named(tmp_path):
         "print(base_folder(), native_side())"
     )
     (tmp_path / "weights").symlink_to(WEIGHTS)
-    for folder, message in ((tmp_path / "weights", "base 128"), (tmp_path, "LORAWEAVE_MINIATURE")):
+    told = f"base {native_side()}"
+    for folder, message in ((tmp_path / "weights", told), (tmp_path, "LORAWEAVE_MINIATURE")):
         out = subprocess.run(
             [sys.executable, "-c", code], env=os.environ | {"LORAWEAVE_MINIATURE": str(folder)},
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert message in out.stdout + out.stderr
         assert str(folder) in out.stdout + out.stderr
+    assert base_name(lw.load(tmp_path / "weights" / "base", device="cpu")) == "miniature"
 
 
 def test_golden_pictures_of_omg_may_be_by_another_finder(pipe):

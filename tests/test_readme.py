@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from loraweave.cli import app
+from loraweave.miniature.shipped import native_side
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -41,7 +42,8 @@ def test_python_block_runs_as_it_stands(tmp_path, monkeypatch):
     assert (tmp_path / "cat-and-dog.png").stat().st_size > 1000
     out = scope["out"]
     assert out.info["concepts"] == ["blackcat", "golddog"]
-    assert out.masks[0].shape == (50, 2, 16, 16)
+    cells = native_side() // 8
+    assert out.masks[0].shape == (50, 2, cells, cells)
     assert out.maps[0].shape == (10, 2, 16, 16)  # of the layout
 
 
@@ -59,12 +61,14 @@ def test_commands_run(desk, monkeypatch, quick_check):
         if words[0] == "train":
             CliRunner().invoke(app, ["miniature", "draw", "--count", "2", "-o", "photos"])
             words += ["--steps", "1", "--out", "trained.safetensors"]
+        if words[0] == "compare":
+            words += ["--seeds", "0"]
         if words[:2] == ["miniature", "compare"]:
-            words += ["--scenes", "2", *QUICK]
+            words += ["--scenes", "2", "--seeds", "1", *QUICK]
         if words[:2] in (["bench", "run"], ["bench", "report"]):
             words += [*QUICK, "--scenes", "1"]
         if words[:2] == ["bench", "speed"]:
-            words += ["--steps", "2", "--updates", "1", "--repetitions", "1"]
+            words += ["--steps", "2", "--updates", "1", "--repetitions", "1", "--size", "64x64"]
         if words[:2] == ["bench", "papers"]:
             words += ["--results", str(ROOT / "results")]
         result = CliRunner().invoke(app, words)

@@ -7,15 +7,10 @@ import torch
 from torch import nn
 
 from loraweave.errors import TrainingError
-from loraweave.miniature.recipe.base import (
-    SHAPING,
-    new_scheduler,
-    new_unet,
-    shaping_times,
-    train_base,
-)  # fmt: skip
+from loraweave.miniature.recipe.base import new_unet, train_base
 from loraweave.miniature.recipe.layout import LayoutHead, Looks
 from loraweave.miniature.recipe.matrices import MatrixOptimizer
+from loraweave.miniature.recipe.noise import SHAPING, as_hidden, new_scheduler
 from loraweave.miniature.recipe.pool import build_pool
 from loraweave.miniature.recipe.run import Fit, Run
 from loraweave.miniature.recipe.tokenizer import train_tokenizer
@@ -53,13 +48,14 @@ def test_cells_where_subjects_overlap_are_shared():
 
 def test_larger_latents_take_shape_under_more_noise():
     """Twice the cells a side: a quarter of the signal-to-noise ratio, by power."""
-    assert shaping_times(16) == SHAPING
+    assert as_hidden(SHAPING, 16) == SHAPING
     alphas = new_scheduler().alphas_cumprod
     ratio = alphas / (1 - alphas)
-    first, last = shaping_times(32)
+    first, last = as_hidden(SHAPING, 32)
     assert ratio[first] <= ratio[SHAPING[0]] / 4 < ratio[first - 1]
     assert last == 1000  # of the thousand none has a quarter of that
-    assert ratio[shaping_times(8)[1]] <= ratio[SHAPING[1]] * 4 < ratio[shaping_times(8)[1] - 1]
+    _, last = as_hidden(SHAPING, 8)
+    assert ratio[last] <= ratio[SHAPING[1]] * 4 < ratio[last - 1]
 
 
 def test_the_head_pays_for_what_it_does_not_know():

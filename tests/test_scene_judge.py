@@ -20,7 +20,8 @@ from loraweave.miniature.judge.extras import place_in, stands, wears
 from loraweave.miniature.scene_judge import SceneJudge
 from loraweave.miniature.scenes import PAIRS, WORDINGS, ConceptScene, SceneRule, scenes
 from loraweave.miniature.scoring import REFERENCES, references_version
-from loraweave.miniature.shipped import WEIGHTS, lora_names
+from loraweave.miniature.segmenter import at_places
+from loraweave.miniature.shipped import WEIGHTS, lora_names, native_side
 from loraweave.miniature.world import render
 
 
@@ -41,7 +42,7 @@ def drawing(scene: ConceptScene, **dressed: str):
         else KNOWN[n].subject
         for n in scene.names
     ]  # fmt: skip
-    return draw_subjects(subjects, scene.background, scene.seed)
+    return draw_subjects(subjects, scene.background, scene.seed, native_side())
 
 
 def test_places_are_told_apart(vae):
@@ -49,7 +50,7 @@ def test_places_are_told_apart(vae):
     for scene in read_suite("scene").drawn("quick", "tuning")[::3]:
         drawn = drawing(scene).drawing
         for place in (scene.background, EXTRAS[scene.place].drawn):
-            (image,) = through(vae, [render(replace(drawn, background=place)).image])
+            (image,) = through(vae, [render(replace(drawn, background=place), native_side()).image])
             assert place_in(image, finder.classes([image])[0] > 0) == place
 
 
@@ -62,7 +63,7 @@ def test_who_wears_it(vae):
             drawn = drawing(scene, **{dressed: extra})
             (image,) = through(vae, [drawn.image])
             for name, mask in zip(scene.names, drawn.masks):
-                found = wears(load_judge(), image, mask[::2, ::2], name, extra)
+                found = wears(load_judge(), image, at_places(mask), name, extra)
                 if name == dressed:
                     seen.append(found)
                 else:

@@ -176,4 +176,4 @@ def test_bad_input_is_refused(given, message):
 
 def test_an_unknown_method_is_an_error():
     with pytest.raises(MethodError, match="no method 'wave'"):
-        Plan(methods=("wave",)).check()
+        Plan(size=SIZE, methods=("wave",)).check()

@@ -14,7 +14,7 @@ from loraweave.evaluate.summary import by_method, means
 from loraweave.lora.file import file_sha256
 from loraweave.miniature.concepts import KNOWN, draw_subjects
 from loraweave.miniature.scene_judge import LoraJudge
-from loraweave.miniature.shipped import lora_file
+from loraweave.miniature.shipped import lora_file, native_side
 
 
 def run(*words):
@@ -24,7 +24,7 @@ def run(*words):
 def test_of_the_miniatures_pictures_its_judge_says_what_becomes_of_them(tmp_path):
     """By one mean for each concept nobody could say what is blended."""
     both = [KNOWN[name].subject for name in ("blackcat", "tigercat")]
-    picture = draw_subjects(both, "meadow", 3).image
+    picture = draw_subjects(both, "meadow", 3, native_side()).image
     hashes = {name: file_sha256(lora_file(name)) for name in ("blackcat", "tigercat", "golddog")}
     judge = LoraJudge()
     cats = {"one": hashes["blackcat"], "two": hashes["tigercat"]}

@@ -29,9 +29,10 @@ SD15_CROSS_ATTENTION = 768
 
 
 def base_name(pipe: StableDiffusionPipeline) -> str:
-    """What a pipeline's model is called: its folder's name, or `miniature`."""
+    """What a pipeline's model is called: its folder's name, or `miniature`, which has its judge
+    beside it."""
     folder = Path(str(pipe.config.get("_name_or_path") or "unnamed"))
-    return MINIATURE if folder.parent.parent.name == MINIATURE else folder.name
+    return MINIATURE if (folder.parent / "judge" / "judge.json").is_file() else folder.name
 
 
 def models_of(pipe: object) -> dict[str, nn.Module]:

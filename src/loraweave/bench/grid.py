@@ -16,8 +16,11 @@ from ..miniature.scenes import ConceptScene
 from .jobs import Job
 from .result_files import picture_files
 
+SHOWN = 256
+"""Pixels that pictures are high, if they are smaller and a whole factor makes them so."""
 
-def grid(jobs: Sequence[Job], folder: Path, scale: int = 2) -> Image.Image:
+
+def grid(jobs: Sequence[Job], folder: Path) -> Image.Image:
     """A row for each scene, a column for each method.
 
     Every instance has a frame: green around those of concepts that are right, else red, with the
@@ -26,7 +29,6 @@ def grid(jobs: Sequence[Job], folder: Path, scale: int = 2) -> Image.Image:
     Args:
         jobs: of one suite, scene by scene; those of `alone` are left out.
         folder: where results and pictures are.
-        scale: pictures are enlarged by this whole factor.
 
     Raises:
         SceneError: a picture is missing or damaged.
@@ -40,6 +42,7 @@ def grid(jobs: Sequence[Job], folder: Path, scale: int = 2) -> Image.Image:
     if missing := [path for path in paths if not path.is_file()]:
         raise SceneError(f"no picture at {missing[0]}; draw it with `bench run --pictures`")
     for job, image in zip(shown, map(read_picture, paths)):
+        scale = max(1, SHOWN // image.height)
         rows.setdefault(job.scene, []).append(found_in(judge, image, job.scene, scale))
     methods = list(dict.fromkeys(job.method for job in shown))
     return labelled_grid(

@@ -44,8 +44,8 @@ class Plan:
     """What is measured.
 
     Attributes:
-        base, device, dtype: of the model.
         size: of the pictures in pixels, (width, height).
+        base, device, dtype: of the model.
         methods: names of methods, `plain` and `naive`.
         counts: of LoRAs.
         rank: of each LoRA.
@@ -58,10 +58,10 @@ class Plan:
         profile: draw once more to see which operations take the time.
     """
 
+    size: tuple[int, int]
     base: BaseName = "miniature"
     device: str = "cpu"
     dtype: str = "float32"
-    size: tuple[int, int] = (128, 128)
     methods: tuple[str, ...] = ("merge", "clora", NAIVE, "weave")
     counts: tuple[int, ...] = (1, 2, 4, 8)
     rank: int = 8

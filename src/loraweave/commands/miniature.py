@@ -24,7 +24,12 @@ def draw(
         Path, typer.Option("--out", "-o", help="A .png for one grid, else a folder for all.")
     ],
     count: Annotated[int, typer.Option(min=1, max=100_000)] = 12,
-    size: Annotated[int, typer.Option(min=16, max=2048, help="Pixels a side.")] = 128,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            min=16, max=2048, help="Pixels a side.", show_default="as the model's pictures"
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     style: Annotated[
         str | None, typer.Option(help="pencil, pixelart, sepia or neon.", show_default="none")
@@ -36,6 +41,7 @@ def draw(
 ) -> None:
     """Draw scenes of the world: a grid, or a folder with captions that `train` reads."""
     from ..evaluate.figures import labelled_grid
+    from ..miniature.shipped import native_side
     from ..miniature.world.styles import STYLES, in_style
     from ..output import check_output_path
 
@@ -48,6 +54,7 @@ def draw(
         raise SceneError(f"{out} is a file; give a folder, or a name that ends in .png")
     elif not out.is_dir() and not (out.parent.is_dir() and os.access(out.parent, os.W_OK)):
         raise SceneError(f"the folder {out.parent} does not exist or cannot be written")
+    size = size or native_side()
     images, captions = _drawn(concept, count, size, seed)
     if style is not None:
         images = [in_style(image, style) for image in images]

@@ -47,8 +47,8 @@ def speed(
         str | None,
         typer.Option(
             metavar="WxH", help="In pixels.",
-            show_default="128x128; of sd15-random 512x512, on a CPU 256x256, or 192x192 for many "
-            "graphs at once",
+            show_default="as the miniature's pictures; of sd15-random 512x512, on a CPU 256x256, "
+            "or 192x192 for many graphs at once",
         ),
     ] = None,
     steps: Annotated[

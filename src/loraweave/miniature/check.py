@@ -14,7 +14,7 @@ from .checks.encoders import encoder_figures
 from .concepts import KNOWN
 from .judge import load_judge
 from .scoring import load_scorer
-from .shipped import WEIGHTS, lora_file
+from .shipped import WEIGHTS, lora_file, native_side
 from .style_reader import load_style_reader
 
 COMMITTED = Path(__file__).parent / "check.json"
@@ -52,7 +52,7 @@ def check(quick: bool = False) -> dict[str, Any]:
     figures["lora_alone_min"] = min(rates.values())
     figures["lora_alone"] = rates
     return {
-        "version": __version__, "size": pipe.unet.config["sample_size"] * 8,
+        "version": __version__, "size": native_side(),
         "samples_seen": samples_seen(), "figures": figures,
     }  # fmt: skip
 

@@ -85,8 +85,9 @@ class SceneRule(Data):
 
 MOST = 5
 """Subjects of a scene."""
-LEAST_COMMON = 0.1
-"""Share of the first box that lies in the second in a crowded scene."""
+LEAST_COMMON, MEASURED_SIDE = 0.1, 128
+"""Share of the first box that lies in the second in a crowded scene, and at how many pixels a side
+that is measured."""
 PAIRS = SceneRule(name="pairs", concepts=2)
 
 
@@ -160,27 +161,30 @@ class ConceptScene:
         side = native_side()
         return max(side, side // 2 * len(self.names)) if self.placed else side
 
-    def drawing(self) -> Rendering:
-        """What the scene looks like when it is drawn."""
+    def drawing(self, side: int | None = None) -> Rendering:
+        """What the scene looks like when it is drawn, `side` pixels high, by default like the
+        miniature's pictures."""
+        side = side or native_side()
         subjects = [KNOWN[name].subject for name in self.names]
         if self.attribute is not None:
             kind, colour = self.attribute
             body = COLOURS[colour]
             subjects.append(Subject(kind, body, body, colour_name=colour))
         return draw_subjects(
-            subjects, self.background, self.seed, native_side(), self.width, float(self.crowded)
-        )
+            subjects, self.background, self.seed, side, side * self.width // native_side(),
+            float(self.crowded),
+        )  # fmt: skip
 
     def alone(self, name: str) -> "ConceptScene":
         """The same with one of its concepts only."""
         worn = self.worn if self.worn is not None and self.worn[1] == name else None
         return replace(self, names=(name,), worn=worn, relation=None, wording=0, crowded=False)
 
-    def boxes(self) -> dict[str, Box]:
+    def boxes(self, side: int | None = None) -> dict[str, Box]:
         """Of each concept's subject in the drawing, as tight as it gets: left, top, right, bottom
-        as fractions of the picture."""
+        as fractions of the picture. `side` as in `drawing`."""
         names = self.names if self.attribute is None else (*self.names, PLAIN_SUBJECT)
-        drawing = self.drawing()
+        drawing = self.drawing(side)
         masks = _whole(drawing) if self.crowded else drawing.masks
         return {name: tight_box(mask) for name, mask in zip(names, masks)}
 
@@ -247,7 +251,8 @@ def _whole(drawing: Rendering) -> list[np.ndarray]:
 
 
 def _overlap(scene: ConceptScene) -> bool:
-    first, second = scene.boxes().values()
+    # Not at the miniature's size: which noises a suite has is not to change with it.
+    first, second = scene.boxes(MEASURED_SIDE).values()
     return containment(first, second) >= LEAST_COMMON
 
 

@@ -10,6 +10,8 @@ from PIL import Image
 from ...layout.boxes import Box
 from ..concepts import KNOWN, draw_subjects
 from ..extras import EXTRAS
+from ..segmenter import at_places
+from ..shipped import native_side
 from ..world import BACKGROUNDS, Drawing, render
 from ..world.spec import OWN_BACKGROUNDS
 from .colours import cielab
@@ -76,9 +78,10 @@ def _looks(judge: Judge, concept: str, extra: str) -> tuple[np.ndarray, np.ndarr
     means = []
     for subject in (spec, dressed):
         drawn = [
-            draw_subjects([subject], place, seed) for seed, place in enumerate(BACKGROUNDS[:VIEWS])
+            draw_subjects([subject], place, seed, native_side())
+            for seed, place in enumerate(BACKGROUNDS[:VIEWS])
         ]
-        looks = [judge.looks_under(d.image, [d.masks[0][::2, ::2]])[0].numpy() for d in drawn]
+        looks = [judge.looks_under(d.image, [at_places(d.masks[0])])[0].numpy() for d in drawn]
         means.append(np.mean(looks, axis=0))
     return means[0], means[1]
 

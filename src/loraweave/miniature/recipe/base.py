@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -14,6 +14,7 @@ from ...backbone.sites import reading_factor, reading_sites
 from ...denoise.recorder import recording
 from .grounding import PlainRecordingProcessor, Words, grounding_loss, places_of, words_of
 from .layout import LayoutHead, Looks
+from .noise import SHAPING, as_hidden, new_scheduler, time_weight, timesteps
 from .pool import MAX_SUBJECTS, Drawn, Pool, drawn_from
 from .run import Fit, Run
 from .tokenizer import END, START
@@ -23,10 +24,6 @@ TEXT_WIDTH = 128
 SUBJECT_WEIGHT = 4.0
 """Extra weight of the loss where a subject is: the best prediction at a place does not depend on
 the weight of that place, but backgrounds are learned in minutes and subjects are not."""
-
-SHAPING, SHAPED_SIDE, SHAPING_SHARE = (400, 950), 16, 0.6
-"""Timesteps at which it is decided what stands where in latents of so many cells a side, and how
-often they are drawn on purpose."""
 
 
 def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
@@ -66,45 +63,6 @@ def new_unet(latent_side: int, channels: tuple[int, ...] = (80, 160)) -> UNet2DC
     )
 
 
-def new_scheduler() -> DDIMScheduler:
-    """DDIM with the noise schedule of Stable Diffusion 1.5, predicting velocity.
-
-    Velocity (Salimans and Ho 2022) weighs what the first steps decide, which is where a model
-    that is trained for an hour otherwise never learns to listen to its prompt.
-    """
-    return DDIMScheduler(
-        num_train_timesteps=1000,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        prediction_type="v_prediction",
-    )
-
-
-def shaping_times(side: int) -> tuple[int, int]:
-    """First and one past the last of the timesteps at which latents of `side` cells take shape.
-
-    A subject of four times as many cells is seen through noise of twice the strength (Hoogeboom et
-    al. 2023, arXiv 2301.11093, on noise schedules), so that is how much more noise they have.
-    """
-    alphas = new_scheduler().alphas_cumprod
-    ratio = alphas / (1 - alphas)
-    first, last = (
-        int((ratio > ratio[t] * (SHAPED_SIDE / side) ** 2).sum()) for t in SHAPING
-    )  # fmt: skip
-    return first, last
-
-
-def timesteps(batch: int, shaping: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """Times of a batch in [0, 1000): `SHAPING_SHARE` of them from `shaping`, the rest from all."""
-    shapes = torch.randint(*shaping, (batch,), generator=generator)
-    anywhere = torch.randint(1000, (batch,), generator=generator)
-    return torch.where(torch.rand(batch, generator=generator) < SHAPING_SHARE, shapes, anywhere)
-
-
 def focused_error(
     predicted: Float[Tensor, "B C h w"], target: Float[Tensor, "B C h w"],
     masks: Float[Tensor, "B N h w"],
@@ -112,11 +70,6 @@ def focused_error(
     """Mean squared error with more weight on the subjects, whose masks are in [0, 1]."""
     focus = 1 + SUBJECT_WEIGHT * masks.sum(1, keepdim=True).clamp(max=1)
     return ((predicted - target).square() * (focus / focus.mean())).mean((1, 2, 3))
-
-
-def time_weight(snr: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
-    """Weight of a velocity's error by the signal-to-noise ratio: fine detail matters least."""
-    return (5 / (snr + 1)).clamp(max=1)
 
 
 def training_attention(run: Run) -> type[AttnProcessor | AttnProcessor2_0]:
@@ -166,7 +119,7 @@ def train_base(
     )  # fmt: skip
     scheduler = new_scheduler()
     snr = run.there(scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod))
-    shaping = shaping_times(pool.latents.shape[-1])
+    shaping = as_hidden(SHAPING, pool.latents.shape[-1])
     sites, factor = reading_sites(unet), reading_factor(unet)
 
     def batch_of(i: int) -> tuple[Drawn, Tensor, Words]:

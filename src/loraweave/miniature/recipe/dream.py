@@ -13,9 +13,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..codec import decoded, posterior_of
+from .noise import as_hidden
 
-EARLIEST, LATEST = 60, 300
-"""Timesteps up to which noise is given: beyond these a subject loses its pattern (by eye)."""
+GIVEN = (60, 300)
+"""Timesteps up to which noise is given, in latents of 16 cells a side: beyond these a subject loses
+its pattern (by eye)."""
 ROUNDS = 2
 GUIDANCE = (1.0, 6.0)
 
@@ -40,12 +42,12 @@ def dreamed(
     alphas = pipe.scheduler.alphas_cumprod
     low, high = GUIDANCE
     scale = low + (high - low) * torch.rand(len(pixels), 1, 1, 1, generator=g)
-    t = int(torch.randint(EARLIEST, LATEST, (1,), generator=g))
     device = pipe.unet.device
     scale = scale.to(device)
     with torch.autocast(device.type, torch.bfloat16):
         text = pipe.text_encoder(ids.to(device))[0]
         latents = posterior_of(pipe.vae, pixels).mean.float()
+        t = int(torch.randint(*as_hidden(GIVEN, latents.shape[-1]), (1,), generator=g))
         for k in range(ROUNDS):
             a = alphas[t >> k]
             noise = torch.randn(latents.shape, generator=g).to(device)

@@ -14,14 +14,8 @@ from ...backbone.conditions import fitting_kinds
 from ...progress import track
 from ..sketch import sketch_of
 from ..world import render
-from .base import (
-    focused_error,
-    new_scheduler,
-    shaping_times,
-    time_weight,
-    timesteps,
-    training_attention,
-)
+from .base import focused_error, training_attention
+from .noise import SHAPING, as_hidden, new_scheduler, time_weight, timesteps
 from .pool import Pool, drawn_from
 from .run import Fit, Run
 
@@ -71,7 +65,7 @@ def train_adapter(
     unet.set_attn_processor(training_attention(run)())
     fit = Fit(run, "sketch", adapter, steps=steps, rate=rate, average=0.995, weight_decay=1e-2)
     scheduler = new_scheduler()
-    shaping = shaping_times(pool.latents.shape[-1])
+    shaping = as_hidden(SHAPING, pool.latents.shape[-1])
     snr = run.there(scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod))
     for step in fit.steps():
         g = run.generator("sketch", step.number)

@@ -304,6 +304,7 @@ def collect(
     clip.half().save_pretrained(fresh / "clip")
     shutil.copytree(fresh / "base" / "tokenizer", fresh / "clip", dirs_exist_ok=True)
     dino.half().save_pretrained(fresh / "dino")
+    _forget_origins(fresh)
     save_half(reader.state_dict(), fresh / "judge" / "style.safetensors")
     save_half(finder.state_dict(), fresh / "finder.safetensors")
     pipe.to(torch.float32)  # with the rounding of fp16, as users will load it
@@ -319,6 +320,14 @@ def collect(
     shutil.rmtree(weights, ignore_errors=True)
     fresh.rename(weights)
     return weights
+
+
+def _forget_origins(folder: Path) -> None:
+    """Take out of all configurations the paths that models were loaded from."""
+    for path in folder.rglob("*.json"):
+        config = json.loads(path.read_text())
+        if isinstance(config, dict) and config.pop("_name_or_path", None):
+            path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def summary(folder: Path) -> list[dict]:
