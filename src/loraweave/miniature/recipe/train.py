@@ -134,7 +134,7 @@ SIZES = {
     "full": Size(
         parts=(
             Part(TAUGHT_WORLD, vae_steps=6_000, pool=48_000, base_steps=8_000, pixels=128),
-            Part(BUSY_WORLD, vae_steps=0, pool=60_000, base_steps=12_000),
+            Part(BUSY_WORLD, vae_steps=0, pool=60_000, base_steps=8_000),
         ),
         pixels=256, channels=(64, 96, 160), batch=64, rate=2e-3, layout=0.1, matrices=True,
         lora_rank=6,  # with 8 the weights that ship would be over 36 MB
