@@ -1,7 +1,13 @@
-"""Make the pictures of the documentation again (`make docs`)."""
+"""Make the pictures of the documentation again (`make docs`), or those that are named:
+
+python docs/make_pictures.py world results
+"""
 
 import shutil
+import sys
 import tempfile
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -231,25 +237,52 @@ def _shipped(name: str, on: str | None, weight: float = 1.0) -> LoraRef:
     return LoraRef(path=lora_file(name), on=on, weight=weight)
 
 
+@cache
+def _pipe() -> StableDiffusionPipeline:
+    return load("miniature", device="cpu")
+
+
+def _in_a_folder(make: Callable[[Path, Path], None]) -> Callable[[Path], None]:
+    """With a folder beside the path, for what is drawn on the way."""
+
+    def made(path: Path) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            make(path, Path(folder))
+
+    return made
+
+
+def demo_grid(path: Path, kept: Path) -> None:
+    """The picture of README's first screen."""
+    run_demo(kept)
+    shutil.copyfile(kept / "grid.png", path)
+
+
+MAKERS: dict[str, Callable[[Path], None]] = {
+    "world": lambda path: small(world_sample(), path),
+    "base": lambda path: base_sample(_pipe(), path),
+    "loras": lambda path: lora_sample(_pipe(), path),
+    "placed": lambda path: placed_sample(_pipe(), path),
+    "accessory": lambda path: accessory_sample(_pipe(), path),
+    "sketch": lambda path: sketch_sample(_pipe(), path),
+    "methods": lambda path: methods_sample(SceneDrawer(), path),
+    "boxes": lambda path: boxes_sample(SceneDrawer(), path),
+    "boxes_maps": lambda path: boxes_maps(_pipe(), path),
+    "results": lambda path: evidence(path.parent),
+    "findings": _in_a_folder(findings_sample),
+    "grid": _in_a_folder(demo_grid),
+}
+"""By name what makes `<name>.png`; `results` makes all charts of the committed results."""
+
+
 def main() -> None:
-    """Write docs/pictures."""
+    """Write into docs/pictures what is named, or everything."""
+    asked = sys.argv[1:] or list(MAKERS)
+    if unknown := [name for name in asked if name not in MAKERS]:
+        sys.exit(f"no picture {unknown[0]!r}; there are: {', '.join(MAKERS)}")
     PICTURES.mkdir(exist_ok=True)
-    small(world_sample(), PICTURES / "world.png")
-    pipe = load("miniature", device="cpu")
-    base_sample(pipe, PICTURES / "base.png")
-    lora_sample(pipe, PICTURES / "loras.png")
-    placed_sample(pipe, PICTURES / "placed.png")
-    accessory_sample(pipe, PICTURES / "accessory.png")
-    sketch_sample(pipe, PICTURES / "sketch.png")
-    methods_sample(SceneDrawer(), PICTURES / "methods.png")
-    boxes_sample(SceneDrawer(), PICTURES / "boxes.png")
-    boxes_maps(pipe, PICTURES / "boxes_maps.png")
-    evidence(PICTURES)
-    with tempfile.TemporaryDirectory() as folder:
-        findings_sample(PICTURES / "findings.png", Path(folder))
-        run_demo(Path(folder))
-        for name in ("grid.png", "maps.png", "clora.png", "merge.png"):
-            shutil.copyfile(Path(folder) / name, PICTURES / name)
+    for name in asked:
+        MAKERS[name](PICTURES / f"{name}.png")
 
 
 if __name__ == "__main__":
