@@ -7,8 +7,8 @@
 LoRAs, and one concept of each alone. Each viewer gets the pages, in another order and beside a
 drawing and pictures of the LoRAs alone, but neither the methods nor other viewers' words, and
 writes a list of lists: by number of the picture, by concept, 1 for right and 0 for not. `count`
-brings them together as `eye/pictures.png` and `eye/labels.json` of the package. That has to be done
-before the judge is asked.
+brings them together in FOLDER/labels.json; it and FOLDER/pictures.png are what the package has in
+`miniature/eye`. That has to be done before the judge is asked.
 """
 
 import json
@@ -87,8 +87,10 @@ def draw(folder: Path, count: int | None = None, steps: int = STEPS) -> None:
 def count(folder: Path, viewers: list[Path]) -> None:
     """Bring together what the viewers said of the pictures of a folder."""
     said = [json.loads(path.read_text()) for path in viewers]
-    chosen, votes = shown(), {}
-    for number, place in enumerate(viewing_order()):
+    chosen, votes, order = shown(), {}, viewing_order()
+    if any(len(viewer) != len(order) for viewer in said):
+        raise typer.BadParameter(f"each viewer labels {len(order)} pictures")
+    for number, place in enumerate(order):
         own = [viewer[number] for viewer in said]
         names = chosen[place][1].names
         if any(len(one) != len(names) or not set(one) <= {0, 1} for one in own):
@@ -97,7 +99,7 @@ def count(folder: Path, viewers: list[Path]) -> None:
     labels = {
         "side": native_side(), "viewers": len(viewers), "about": ABOUT,
         "scenes": [scene.names for _, scene in chosen],
-        "votes": [votes[place] for place in range(len(chosen))],
+        "votes": [own for _, own in sorted(votes.items())],
     }  # fmt: skip
     (folder / "labels.json").write_text(json.dumps(labels, indent=1) + "\n")
 

@@ -158,7 +158,9 @@ class ConceptScene:
         Subjects of a square picture with three or more are smaller than what the model draws well;
         LoRA-Composer's own pictures are up to twice as wide as high, too.
         """
-        side = native_side()
+        return self._width_at(native_side())
+
+    def _width_at(self, side: int) -> int:
         return max(side, side // 2 * len(self.names)) if self.placed else side
 
     def drawing(self, side: int | None = None) -> Rendering:
@@ -171,9 +173,8 @@ class ConceptScene:
             body = COLOURS[colour]
             subjects.append(Subject(kind, body, body, colour_name=colour))
         return draw_subjects(
-            subjects, self.background, self.seed, side, side * self.width // native_side(),
-            float(self.crowded),
-        )  # fmt: skip
+            subjects, self.background, self.seed, side, self._width_at(side), float(self.crowded)
+        )
 
     def alone(self, name: str) -> "ConceptScene":
         """The same with one of its concepts only."""
