@@ -30,14 +30,14 @@ from loraweave.miniature.recipe.encoder import contrastive, family, frayed, near
 from loraweave.miniature.recipe.grounding import PlainRecordingProcessor, grounding_loss
 from loraweave.miniature.recipe.judge import coded, scene_pool, training_scene, worn
 from loraweave.miniature.recipe.loras import ED_CONCEPTS, PICTURES, RANK, plans, write_examples
-from loraweave.miniature.recipe.pool import build_pool
+from loraweave.miniature.recipe.pool import MAX_SUBJECTS, Pool, build_pool, drawn_from
 from loraweave.miniature.recipe.run import Fit, Run
 from loraweave.miniature.recipe.sketch import train_adapter
 from loraweave.miniature.recipe.style import styled_scene, train_style_reader
 from loraweave.miniature.recipe.tokenizer import train_tokenizer
 from loraweave.miniature.recipe.vae import new_vae, train_vae
 from loraweave.miniature.style_reader import NAMES
-from loraweave.miniature.world import FIRST_WORLD, FULL_WORLD, KINDS
+from loraweave.miniature.world import BUSY_WORLD, FIRST_WORLD, FULL_WORLD, KINDS, sample_drawing
 from loraweave.miniature.world.sample import half_blended, sample_subject
 from tiny import tiny_pipeline, tiny_tokenizer
 
@@ -256,13 +256,27 @@ def test_a_base_for_large_latents_learns(tmp_path, monkeypatch):
     again = build_pool(run, vae, FIRST_WORLD, 64, 11)
     assert torch.equal(again.latents, more.latents)
     assert torch.equal(again.masks, more.masks)
-    made = train_base(run, tokenizer, vae, pool, 2, batch=4, channels=(8, 16, 16))
+    made = train_base(run, tokenizer, vae, pool, 2, batch=4, channels=(8, 16, 16), crowds=True)
     assert made.unet.config["sample_size"] == 32
     assert made.unet.config["down_block_types"] == ("DownBlock2D", *["CrossAttnDownBlock2D"] * 2)
     adapter = train_adapter(run, made, pool, 64, 2, scenes=8, batch=2)
     check_fits("it", adapter.config, made.unet.config, made.vae_scale_factor)
     features = adapter(torch.rand(1, 1, 64, 64))
     assert [tuple(f.shape[1:]) for f in features] == [(8, 16, 16), (16, 16, 16), (16, 8, 8)]
+
+
+def test_scenes_are_seen_as_often_as_their_weights_say():
+    tokenizer, drawings = train_tokenizer(seed=0), [sample_drawing(i, BUSY_WORLD) for i in range(9)]
+    pool = Pool(torch.zeros(9, 1, 4, 4), torch.zeros(9, MAX_SUBJECTS, 4, 4), drawings)
+    subjects = pool.subjects()
+    assert subjects.tolist() == [len(drawing.subjects) for drawing in drawings]
+    assert len(subjects.unique()) > 2
+    g = torch.Generator().manual_seed(0)
+    drawn = drawn_from(pool, subjects, tokenizer, 3000, g)
+    seen = drawn.chosen.bincount(minlength=9) / 3000
+    torch.testing.assert_close(seen, subjects / subjects.sum(), atol=0.03, rtol=0)
+    first = drawn_from(pool, torch.ones(2), tokenizer, 50, g)
+    assert first.chosen.unique().tolist() == [0, 1]
 
 
 def test_large_latents_have_no_attention_at_their_own_size():

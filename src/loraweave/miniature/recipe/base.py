@@ -81,7 +81,7 @@ def train_base(
     run: Run, tokenizer: CLIPTokenizer, vae: AutoencoderKL, pool: Pool, steps: int, *,
     start: StableDiffusionPipeline | None = None, rate: float = 1e-3, batch: int = 32,
     channels: tuple[int, ...] = (80, 160), side: int | None = None, grounding: float = 0.05,
-    layout: float = 0.0, matrices: bool = False,
+    layout: float = 0.0, matrices: bool = False, crowds: bool = False,
 ) -> StableDiffusionPipeline:  # fmt: skip
     """Train, or finish a run that was interrupted; the pipeline holds the averaged weights.
 
@@ -98,6 +98,8 @@ def train_base(
         grounding: weight of that term of the loss.
         layout: weight of the loss of a head that reads what stands where, see layout.py.
         matrices: with Muon for these, see matrices.py.
+        crowds: scenes are drawn from the pool in proportion to the number of their subjects, all
+            alike otherwise.
     """
     torch.manual_seed(run.seed)
     text_encoder = new_text_encoder(tokenizer)
@@ -121,10 +123,11 @@ def train_base(
     snr = run.there(scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod))
     shaping = as_hidden(SHAPING, pool.latents.shape[-1])
     sites, factor = reading_sites(unet), reading_factor(unet)
+    weights = pool.subjects() if crowds else torch.ones(len(pool.latents))
 
     def batch_of(i: int) -> tuple[Drawn, Tensor, Words]:
         g = run.generator("base", i)
-        drawn = drawn_from(pool, len(pool.latents), tokenizer, batch, g)
+        drawn = drawn_from(pool, weights, tokenizer, batch, g)
         told = [drawn.captions[n] for n in drawn.named]
         return drawn, timesteps(batch, shaping, g), words_of(tokenizer, told, MAX_SUBJECTS)
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor
 from transformers import CLIPTokenizer
@@ -40,6 +41,10 @@ class Pool:
     masks: Tensor
     drawings: list[Drawing]
 
+    def subjects(self) -> Float[Tensor, " N"]:
+        """How many each scene has."""
+        return torch.tensor([float(len(drawing.subjects)) for drawing in self.drawings])
+
     def caption(self, index: int, seed: int) -> Caption:
         """Words for a scene, another wording for each seed."""
         detail = (0.1, 0.5, 0.9)[seed % 3]
@@ -63,10 +68,11 @@ class Drawn(NamedTuple):
 
 
 def drawn_from(
-    pool: Pool, scenes: int, tokenizer: CLIPTokenizer, batch: int, g: torch.Generator
-) -> Drawn:
-    """`batch` of a pool's first scenes, at random."""
-    chosen = torch.randint(scenes, (batch,), generator=g)
+    pool: Pool, weights: Float[Tensor, " n"], tokenizer: CLIPTokenizer, batch: int,
+    g: torch.Generator,
+) -> Drawn:  # fmt: skip
+    """`batch` of a pool's first scenes, at random, as likely as `weights` has it."""
+    chosen = torch.multinomial(weights, batch, replacement=True, generator=g)
     wordings = torch.randint(2**31, (batch,), generator=g).tolist()
     captions = [pool.caption(n, w) for n, w in zip(chosen.tolist(), wordings)]
     dropped = (torch.rand(batch, generator=g) < 0.1).tolist()

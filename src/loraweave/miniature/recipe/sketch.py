@@ -69,7 +69,7 @@ def train_adapter(
     snr = run.there(scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod))
     for step in fit.steps():
         g = run.generator("sketch", step.number)
-        drawn = drawn_from(pool, scenes, pipe.tokenizer, batch, g)
+        drawn = drawn_from(pool, torch.ones(scenes), pipe.tokenizer, batch, g)
         latents = run.there(pool.latents[drawn.chosen]).float()
         noise = run.noise("sketch", step.number, latents)
         t = run.there(timesteps(batch, shaping, g))

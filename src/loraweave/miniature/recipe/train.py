@@ -56,6 +56,7 @@ class Part:
         vae_steps, base_steps: optimiser steps; without the first, the autoencoder stays as it is.
         pool: scenes that the base learns from.
         pixels: side of the pictures that the base learns from, if not that of the whole.
+        crowds: a scene is seen the more often the more subjects it has.
     """
 
     world: WorldSettings
@@ -63,6 +64,7 @@ class Part:
     pool: int
     base_steps: int
     pixels: int | None = None
+    crowds: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ SIZES = {
     "full": Size(
         parts=(
             Part(TAUGHT_WORLD, vae_steps=6_000, pool=48_000, base_steps=8_000, pixels=128),
-            Part(BUSY_WORLD, vae_steps=0, pool=60_000, base_steps=8_000),
+            Part(BUSY_WORLD, vae_steps=0, pool=60_000, base_steps=8_000, crowds=True),
         ),
         pixels=256, channels=(64, 96, 160), batch=64, rate=2e-3, layout=0.1, matrices=True,
         lora_rank=6,  # with 8 the weights that ship would be over 36 MB
@@ -145,7 +147,7 @@ SIZES = {
     ),
     "trial": Size(
         parts=(
-            Part(FIRST_WORLD, 2, 64, 2, pixels=64), Part(BUSY_WORLD, 0, 64, 2),
+            Part(FIRST_WORLD, 2, 64, 2, pixels=64), Part(BUSY_WORLD, 0, 64, 2, crowds=True),
             Part(TAUGHT_WORLD, 2, 64, 2),
         ),
         layout=0.1, matrices=True,
@@ -259,7 +261,7 @@ def _base(
         pipe = train_base(
             run, tokenizer, vae, pool, part.base_steps, start=start, batch=recipe.batch,
             channels=recipe.channels, side=recipe.pixels // latent_factor(vae.config),
-            rate=recipe.rate, layout=recipe.layout, matrices=recipe.matrices,
+            rate=recipe.rate, layout=recipe.layout, matrices=recipe.matrices, crowds=part.crowds,
         )  # fmt: skip
         save_model(pipe, path)
     pipe = StableDiffusionPipeline.from_pretrained(
