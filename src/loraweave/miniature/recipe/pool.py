@@ -71,7 +71,7 @@ def drawn_from(
     pool: Pool, weights: Float[Tensor, " n"], tokenizer: CLIPTokenizer, batch: int,
     g: torch.Generator,
 ) -> Drawn:  # fmt: skip
-    """`batch` of a pool's first scenes, at random, as likely as `weights` has it."""
+    """`batch` scenes of a pool at random, each of its first n as likely as its weight says."""
     chosen = torch.multinomial(weights, batch, replacement=True, generator=g)
     wordings = torch.randint(2**31, (batch,), generator=g).tolist()
     captions = [pool.caption(n, w) for n, w in zip(chosen.tolist(), wordings)]

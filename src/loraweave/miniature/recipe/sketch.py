@@ -67,9 +67,10 @@ def train_adapter(
     scheduler = new_scheduler()
     shaping = as_hidden(SHAPING, pool.latents.shape[-1])
     snr = run.there(scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod))
+    alike = torch.ones(scenes)
     for step in fit.steps():
         g = run.generator("sketch", step.number)
-        drawn = drawn_from(pool, torch.ones(scenes), pipe.tokenizer, batch, g)
+        drawn = drawn_from(pool, alike, pipe.tokenizer, batch, g)
         latents = run.there(pool.latents[drawn.chosen]).float()
         noise = run.noise("sketch", step.number, latents)
         t = run.there(timesteps(batch, shaping, g))
