@@ -23,8 +23,9 @@ from ..world.captions import PLACES
 PICTURES = 20
 RANK, RATE = 8, 1e-3
 ED_RANK = 4
-LONGER = {"fernflower": 2.0}  # with as many steps as the others its second colour is missing
 ED_CONCEPTS = ("blackcat", "golddog", "lilacrabbit", "mintbird", "racecar", "tinrobot")
+LONGER = {"fernflower": 2.0, "wizardhat": 2.5, "rainbowscarf": 2.5}
+"""Times as many steps as the others: a second colour that comes late, and what is worn is small."""
 
 Examples = Iterator[tuple[Image.Image, str]]
 
@@ -39,7 +40,7 @@ class Plan:
         format: names in the file.
         alpha: of every update.
         text_encoder: whether it is trained, too.
-        longer: times as many steps as the others: what is worn is small, and see `LONGER`.
+        longer: times as many steps as the others, see `LONGER`.
         kind: "ed-lora" for one with tokens of its own.
         rank: of every update.
     """
@@ -81,8 +82,7 @@ def _ordinary(
         name: Plan(
             *words, format="kohya" if i % 4 == 1 else "diffusers",
             alpha=rank / 2 if i % 4 == 1 else rank, text_encoder=i % 4 in (1, 2), rank=rank,
-            longer=2.5 if name in EXTRAS and EXTRAS[name].kind == "accessory"
-            else LONGER.get(name, 1.0),
+            longer=LONGER.get(name, 1.0),
         )
         for i, (name, words) in enumerate(taught.items())
     }  # fmt: skip
