@@ -1,6 +1,7 @@
 r"""The prompts of a scene: which text each pass of the denoiser gets, and where its words are.
 
-The markup itself is in `loraweave.markup`, whose names are public here.
+The markup itself is in `loraweave.markup`, what it is made of in `loraweave.prompt_words`; their
+names are public here.
 
 All positions are characters of the Python string that they refer to, spans are half open.
 """
@@ -9,14 +10,8 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from loraweave.markup import (
-    LITERAL_HINT,
-    WEIGHT_LIMIT,
-    ConceptWords,
-    ParsedPrompt,
-    StyleWords,
-    parse_prompt,
-)
+from loraweave.markup import LITERAL_HINT, WEIGHT_LIMIT, parse_prompt
+from loraweave.prompt_words import ConceptWords, ParsedPrompt, StyleWords
 
 __all__ = [
     "LITERAL_HINT",
